@@ -1,0 +1,65 @@
+# The commands of this project. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage docs readme report lock clean
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export WANDB_SILENT := true
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock settings.ini setup.py pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.8"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+setup: $(READY) ## Set up .venv with exactly the versions of requirements.lock
+
+run: setup ## The main job on rendered decks: data, training, evaluation, bundle, one prediction
+	card-classifier train --experiment quick
+
+train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Kaggle)
+	card-classifier data prepare
+	card-classifier train --experiment cpu
+
+test: setup lint export-check contracts notebooks pytest coverage ## All checks
+
+lint: setup ## Ruff on package, notebooks and tests, workflow linters; fails, never reformats
+	ruff check .
+	zizmor --offline --quiet .github/workflows
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+export-check: setup ## Fail when card_classifier/ differs from what the notebooks export
+	python tests/export_check.py
+
+contracts: setup ## Which layer may import which
+	lint-imports
+
+notebooks: setup ## Run every notebook that is a module, measuring coverage
+	rm -f .coverage .coverage.*
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml nbdev_test --n_workers 2 --timing --do_print
+
+pytest: setup ## What a notebook cannot test: processes, faults, fresh installs
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml coverage run --parallel-mode -m pytest
+
+coverage: setup ## Coverage of the exported package, notebooks and pytest together
+	coverage combine --quiet
+	coverage report --fail-under=85
+
+docs: setup ## Execute the training notebook on the deck and build the site into _docs/ (needs Quarto)
+	nbdev_docs
+
+clean: ## Remove what can be made again, except data/, outputs/ and .venv/
+	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
+
+lock: ## Resolve requirements.lock anew for every platform and Python from 3.11 to 3.13
+	python tests/lock_inputs.py | $(BIN)/uv pip compile --quiet --universal --python-version 3.11.5 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock -
