@@ -61,5 +61,5 @@ docs: setup ## Execute the training notebook on the deck and build the site into
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
 
-lock: ## Resolve requirements.lock anew for every platform and Python from 3.11 to 3.13
-	python tests/lock_inputs.py | $(BIN)/uv pip compile --quiet --universal --python-version 3.11.5 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock -
+lock: ## Resolve requirements.lock anew, for every platform and Python 3.11 to 3.13
+	uv pip compile --quiet --universal --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py

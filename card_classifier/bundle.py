@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['OPENERS', 'SIGNATURES', 'USE_INSTEAD', 'OTHER_FILES', 'MAX_PIXELS', 'REDUCED_BONUS', 'DRAFT_MARGIN', 'MAX_FILE_BYTES',
            'ORIENTATION_TAG', 'TURNS', 'WHITE_LEVELS', 'ImageSource', 'BUNDLE_FORMAT', 'BUNDLE_FILE', 'MODEL_FILE',
-           'PLAIN_NAME', 'LARGEST_INPUT', 'ImageError', 'EmptyImageError', 'NotAnImageError', 'BrokenImageError',
-           'ImageTooLargeError', 'UnreadableFileError', 'image_format', 'what_it_is', 'reduce_and_check',
-           'turn_upright', 'eight_bits', 'to_rgb', 'decode_bytes', 'read_file', 'picture_of_array', 'decode_image',
-           'resize_image', 'prepare_image', 'softmax', 'BundleError', 'BundleInfo', 'info_problems', 'bundle_json',
-           'make_room', 'write_bundle', 'parse_bundle_json', 'read_bundle', 'released_bundle']
+           'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'ImageError', 'EmptyImageError', 'NotAnImageError',
+           'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError', 'image_format', 'what_it_is',
+           'reduce_and_check', 'turn_upright', 'eight_bits', 'to_rgb', 'only_image_errors', 'decode_bytes', 'read_file',
+           'picture_of_array', 'decode_image', 'resize_image', 'prepare_image', 'softmax', 'BundleError', 'BundleInfo',
+           'is_number', 'info_problems', 'bundle_json', 'make_room', 'write_bundle', 'parse_bundle_json', 'read_bundle',
+           'released_bundle']
 
-# %% ../nbs/02_bundle.ipynb #53f36ab5
+# %% ../nbs/02_bundle.ipynb #cdd426c0
 import codecs
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -21,6 +23,8 @@ import math
 import re
 import secrets
 import shutil
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +34,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 import card_classifier
 from .cards import CLASS_NAMES
 
-# %% ../nbs/02_bundle.ipynb #f3ec9a33
+# %% ../nbs/02_bundle.ipynb #835046e5
 class ImageError(ValueError):
     "An image can't be used; the message says why and what would help."
 
@@ -49,7 +53,7 @@ class ImageTooLargeError(ImageError):
 class UnreadableFileError(ImageError, OSError):
     "There is no such file, or it may not be read."
 
-# %% ../nbs/02_bundle.ipynb #fd1fffd5
+# %% ../nbs/02_bundle.ipynb #0e4004f6
 OPENERS = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -73,7 +77,7 @@ def image_format(
     "The image format that `content` begins like."
     return next((name for name, start in SIGNATURES.items() if re.match(start, content, re.DOTALL)), None)
 
-# %% ../nbs/02_bundle.ipynb #91c20e96
+# %% ../nbs/02_bundle.ipynb #f9c090a7
 USE_INSTEAD = "save it as JPEG or PNG and try again"
 OTHER_FILES = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": f"a HEIC photo, the format of iPhones: {USE_INSTEAD}",
@@ -99,7 +103,7 @@ def what_it_is(
         return "text, not an image"
     return f"no image of a format that is read here ({', '.join(OPENERS)}): {USE_INSTEAD}"
 
-# %% ../nbs/02_bundle.ipynb #9d088dea
+# %% ../nbs/02_bundle.ipynb #626a7c33
 MAX_PIXELS = 64_000_000  # Pixels that may be decoded; also below Pillow's own 89 million, so that its warning never appears
 REDUCED_BONUS = 4        # A JPEG that is decoded at reduced size may be this many times larger: 200 megapixels and no more
 DRAFT_MARGIN = 2         # A reduced JPEG keeps twice the wanted size, so that our own filter and not the decoder's decides
@@ -123,7 +127,7 @@ def reduce_and_check(
         raise ImageTooLargeError(
             f"an image of {width:,} x {height:,} pixels is too large, at most {allowed:,} pixels are read: make it smaller")
 
-# %% ../nbs/02_bundle.ipynb #cf023e1c
+# %% ../nbs/02_bundle.ipynb #323b9d20
 ORIENTATION_TAG = 0x0112 # EXIF 2.32, section 4.6.4
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,19 +149,21 @@ def turn_upright(
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
-# %% ../nbs/02_bundle.ipynb #ce8cfdb0
-WHITE_LEVELS = {"f": (1, 2**8-1, 2**16-1), "i": (2**16-1, 2**31-1), "u": (2**16-1,)} # By kind of number, the smallest that fits
+# %% ../nbs/02_bundle.ipynb #cccfb691
+WHITE_LEVELS = (1, 2**8-1, 2**16-1, 2**31-1) # Brightest value of each depth in use; unsigned 16-bit files say theirs
 
 def eight_bits(
     values:np.ndarray, # Grey values, shape (h, w), uint16, int32 or float32
 )->np.ndarray:         # The same greys as uint8
-    "Grey values of any depth, scaled to 0 to 255."
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0) if values.dtype.kind == "f" else values
-    brightest = values.max()
-    white = next((level for level in WHITE_LEVELS[values.dtype.kind] if brightest <= level), brightest)
-    return np.rint(np.clip(values, 0, white) * (255 / white)).astype(np.uint8)
+    "Grey values of any depth, scaled to 0 to 255; for floats and 32 bits the depth is the smallest that holds them."
+    if values.dtype.kind == "u":
+        white = 2**16-1
+    else:
+        values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+        white = next((level for level in WHITE_LEVELS if values.max() <= level), values.max())
+    return np.rint(np.clip(values, 0, white) * np.float32(255 / white)).astype(np.uint8)
 
-# %% ../nbs/02_bundle.ipynb #2ac45f60
+# %% ../nbs/02_bundle.ipynb #a03d778b
 def to_rgb(
     picture:Image.Image, # Decoded, of any of Pillow's modes
 )->Image.Image:          # Of mode RGB
@@ -171,7 +177,21 @@ def to_rgb(
         return paper
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
-# %% ../nbs/02_bundle.ipynb #cdff27b8
+# %% ../nbs/02_bundle.ipynb #ef27b418
+@contextlib.contextmanager
+def only_image_errors(
+    what:str, # What is being decoded, for the message
+)->Iterator[None]:
+    "Lets `ImageError` through and turns everything else that a decoder raises into one."
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise ImageTooLargeError(f"the {what} is too large to decode: make it smaller") from error
+    except Exception as error: # Any type: the bytes come from strangers, and the decoders' own are not documented
+        raise BrokenImageError(f"the {what} is cut off or damaged ({error}): get the file again") from error
+
 def decode_bytes(
     content:bytes,   # A whole image file
     max_pixels:int,  # Largest number of pixels to decode
@@ -183,49 +203,42 @@ def decode_bytes(
     file_format = image_format(content)
     if file_format is None:
         raise NotAnImageError(f"this is {what_it_is(content)}")
-    try:
+    with only_image_errors(f"{file_format} image"):
         picture = OPENERS[file_format](io.BytesIO(content))
         reduce_and_check(picture, max_pixels, target)
         picture.load()
         return to_rgb(turn_upright(picture))
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise ImageTooLargeError(f"the {file_format} image is too large to decode: make it smaller") from error
-    except Exception as error:
-        raise BrokenImageError(f"the {file_format} image is cut off or damaged ({error}): get the file again") from error
 
-# %% ../nbs/02_bundle.ipynb #01c467a5
+# %% ../nbs/02_bundle.ipynb #9915a716
 def read_file(
     path:str|Path, # Where the image lies
 )->bytes:          # All of it
     "The bytes of a file. Raises `UnreadableFileError` or `ImageTooLargeError`."
+    path = Path(path)
     try:
-        path = Path(path)
         if not path.is_file():
-            raise UnreadableFileError(f"{path} is a folder or device, not an image" if path.exists() else f"there is no file {path}")
+            raise UnreadableFileError(f"{str(path)!r} is a folder or device, not an image" if path.exists() else f"there is no file {str(path)!r}")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ImageTooLargeError(f"{path} has more than {MAX_FILE_BYTES >> 20} MiB: make the image smaller")
+            raise ImageTooLargeError(f"{str(path)!r} has more than {MAX_FILE_BYTES >> 20} MiB: make the image smaller")
         return path.read_bytes()
-    except ImageError:
-        raise
-    except (OSError, ValueError) as error: # ValueError: a null character in the path
-        raise UnreadableFileError(f"{str(path)!r} can't be read: {error}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise UnreadableFileError(f"{str(path)!r} can't be read: {error}") from error # Such as a name of 5,000 letters
 
-# %% ../nbs/02_bundle.ipynb #264c9eac
 def picture_of_array(
     array:np.ndarray, # uint8, shape (h, w), (h, w, 3) RGB or (h, w, 4) RGB and opacity
 )->Image.Image:       # Of mode L, RGB or RGBA
     "An array as a picture. Raises `TypeError` for other numbers and `ImageError` for other shapes."
     if array.dtype != np.uint8:
         raise TypeError(f"an image array holds uint8 from 0 to 255, got {array.dtype}: convert it, such as (x * 255).astype('uint8')")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
         raise ImageError(f"an image array has shape (h, w), (h, w, 3) or (h, w, 4), got {array.shape}")
     if 0 in array.shape:
         raise EmptyImageError(f"an image array of shape {array.shape} has no pixels")
     return Image.fromarray(np.ascontiguousarray(array))
 
-# %% ../nbs/02_bundle.ipynb #2beb3c25
+# %% ../nbs/02_bundle.ipynb #c8ea5050
 ImageSource = bytes|bytearray|memoryview|str|Path|Image.Image|np.ndarray
 
 def decode_image(
@@ -242,14 +255,12 @@ def decode_image(
         return np.array(to_rgb(picture_of_array(source)))
     if not isinstance(source, Image.Image):
         raise TypeError(f"an image is given as bytes, path, PIL image or array, got {type(source).__name__}")
-    reduce_and_check(source, max_pixels, None) # Never reduced: `draft` would change the caller's own picture
-    try:
+    with only_image_errors("picture"):
+        reduce_and_check(source, max_pixels, None) # Never reduced: `draft` would change the caller's own picture
         source.load()
         return np.array(to_rgb(turn_upright(source)))
-    except Exception as error: # An opened but damaged, closed or exotic picture
-        raise BrokenImageError(f"the picture can't be decoded ({error})") from error
 
-# %% ../nbs/02_bundle.ipynb #22320696
+# %% ../nbs/02_bundle.ipynb #19ddd7c9
 def resize_image(
     image:np.ndarray, # uint8 (h, w, 3)
     size:int,         # Wanted side in pixels
@@ -267,7 +278,7 @@ def prepare_image(
     "An image as the network sees it: decoded, upright, RGB, square."
     return resize_image(decode_image(source, max_pixels, target=size), size)
 
-# %% ../nbs/02_bundle.ipynb #c746c3bf
+# %% ../nbs/02_bundle.ipynb #77e905c1
 def softmax(
     logits:np.ndarray,     # Shape (..., classes)
     temperature:float=1.0, # Above 0; larger makes probabilities more even
@@ -277,7 +288,7 @@ def softmax(
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True)) # Without the maximum, 1000 would overflow
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
-# %% ../nbs/02_bundle.ipynb #2c4c6516
+# %% ../nbs/02_bundle.ipynb #79814cc1
 BUNDLE_FORMAT = 1
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.onnx"
@@ -306,35 +317,46 @@ class BundleInfo:
     format:int = BUNDLE_FORMAT                     # Version of this layout
     files:dict[str, str] = field(default_factory=dict) # File name to SHA-256; filled by `write_bundle`
 
-# %% ../nbs/02_bundle.ipynb #eb2db100
+    def __post_init__(self): # JSON knows no tuples, and what is read back shall equal what was written
+        for name in ("mean", "std", "class_names"):
+            if isinstance(getattr(self, name), tuple):
+                object.__setattr__(self, name, list(getattr(self, name)))
+
+# %% ../nbs/02_bundle.ipynb #04335bc0
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-LARGEST_INPUT = 4096
+SHA256 = re.compile(r"[0-9a-f]{64}")
+INPUT_SIZES = range(16, 4097)
+
+def is_number(
+    value:object, # Anything that JSON can hold
+)->bool:          # False for True, which Python counts as 1
+    "Whether `value` is a finite number."
+    return isinstance(value, int|float) and not isinstance(value, bool) and math.isfinite(value)
 
 def info_problems(
     info:BundleInfo, # From anywhere
 )->list[str]:        # One sentence each; empty if all is well
     "What is wrong with a bundle's description."
-    def is_number(value)->bool:
-        return isinstance(value, int|float) and not isinstance(value, bool) and math.isfinite(value)
-    wrong_types = [f"{item.name} must be {item.type.__name__}" for item in dataclasses.fields(info)
-                   if item.type in (str, int, dict) and type(getattr(info, item.name)) is not item.type]
-    if wrong_types:
-        return wrong_types
-    names = info.files if isinstance(info.files, dict) else {"": ""}
+    kinds = {item.name: typing.get_origin(item.type) or item.type for item in dataclasses.fields(info)}
+    problems = [f"{name} must be a {kind.__name__}" for name, kind in kinds.items()
+                if not (is_number(getattr(info, name)) if kind in (int, float) else isinstance(getattr(info, name), kind))]
+    if problems:
+        return problems
+    names_are_plain = all(PLAIN_NAME.fullmatch(name) and name != BUNDLE_FILE for name in info.files)
+    sums_are_sums = all(isinstance(digest, str) and SHA256.fullmatch(digest) for digest in info.files.values())
     claims = {
-        "class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES": list(info.class_names) == list(CLASS_NAMES)
-            if isinstance(info.class_names, list|tuple) else False,
-        f"input_size must be from 16 to {LARGEST_INPUT} pixels": 16 <= info.input_size <= LARGEST_INPUT,
+        "class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES": info.class_names == list(CLASS_NAMES),
+        f"input_size must be from {INPUT_SIZES[0]} to {INPUT_SIZES[-1]} pixels": info.input_size in INPUT_SIZES,
         "mean and std must be three numbers each": all(
-            isinstance(values, list|tuple) and len(values) == 3 and all(map(is_number, values)) for values in (info.mean, info.std)),
-        "temperature must be a number above 0": is_number(info.temperature) and info.temperature > 0,
-        "rejection_threshold must be a number from 0 to 1": is_number(info.rejection_threshold) and 0 <= info.rejection_threshold <= 1,
-        f"files must be plain names with SHA-256 checksums, {MODEL_FILE} among them": MODEL_FILE in names and BUNDLE_FILE not in names and all(
-            PLAIN_NAME.fullmatch(name) and isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for name, digest in names.items()),
+            len(values) == len("RGB") and all(map(is_number, values)) for values in (info.mean, info.std)),
+        "temperature must be above 0": info.temperature > 0,
+        "rejection_threshold must be from 0 to 1": 0 <= info.rejection_threshold <= 1,
+        f"files must be plain names, {MODEL_FILE} among them": names_are_plain and MODEL_FILE in info.files,
+        "files must have SHA-256 checksums": sums_are_sums,
     }
     return [claim for claim, holds in claims.items() if not holds]
 
-# %% ../nbs/02_bundle.ipynb #3498b48e
+# %% ../nbs/02_bundle.ipynb #9762d08f
 def bundle_json(
     info:BundleInfo, # What to write
 )->str:              # Text of `bundle.json`; the same info gives the same text
@@ -360,7 +382,7 @@ def make_room(
         what = "another bundle lies" if is_bundle else "something that is no bundle lies"
         raise BundleError(f"{what} in {folder}: choose another folder" + (" or allow overwriting" if is_bundle else ""))
 
-# %% ../nbs/02_bundle.ipynb #dba721af
+# %% ../nbs/02_bundle.ipynb #d8db34d0
 def write_bundle(
     folder:str|Path,       # Where it goes; made, with its parents
     info:BundleInfo,       # What is said about the model; `files` is filled in here
@@ -389,7 +411,7 @@ def write_bundle(
         shutil.rmtree(draft, ignore_errors=True) # Nothing is left to remove once it has been renamed
     return folder
 
-# %% ../nbs/02_bundle.ipynb #e4d3bf93
+# %% ../nbs/02_bundle.ipynb #be236f38
 def parse_bundle_json(
     text:str,    # Content of `bundle.json`
     where:Path,  # Named in messages
@@ -413,7 +435,7 @@ def parse_bundle_json(
         raise BundleError(f"{where} is wrong: {'; '.join(problems)}: export the model again")
     return info
 
-# %% ../nbs/02_bundle.ipynb #dc364fd3
+# %% ../nbs/02_bundle.ipynb #b33e3767
 def read_bundle(
     folder:str|Path, # A bundle
 )->BundleInfo:       # Its description, once every file has been verified
@@ -432,7 +454,7 @@ def read_bundle(
         raise BundleError(f"{error.filename} can't be read ({error.strerror}): get the bundle again, or check the folder's name") from error
     return info
 
-# %% ../nbs/02_bundle.ipynb #df129705
+# %% ../nbs/02_bundle.ipynb #0b295ffe
 def released_bundle(
     package:str|Path|None=None, # Folder of the installed package; None for this one
 )->Path:                        # The bundle's folder; not verified, which `read_bundle` does
