@@ -12,7 +12,7 @@ __all__ = ['OPENERS', 'SIGNATURES', 'USE_INSTEAD', 'OTHER_FILES', 'MAX_PIXELS', 
            'is_number', 'info_problems', 'bundle_json', 'make_room', 'write_bundle', 'parse_bundle_json', 'read_bundle',
            'released_bundle']
 
-# %% ../nbs/02_bundle.ipynb #cdd426c0
+# %% ../nbs/02_bundle.ipynb #7fcda21f
 import codecs
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 import card_classifier
 from .cards import CLASS_NAMES
 
-# %% ../nbs/02_bundle.ipynb #835046e5
+# %% ../nbs/02_bundle.ipynb #370d19f2
 class ImageError(ValueError):
     "An image can't be used; the message says why and what would help."
 
@@ -53,7 +53,7 @@ class ImageTooLargeError(ImageError):
 class UnreadableFileError(ImageError, OSError):
     "There is no such file, or it may not be read."
 
-# %% ../nbs/02_bundle.ipynb #0e4004f6
+# %% ../nbs/02_bundle.ipynb #5f421503
 OPENERS = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -77,7 +77,7 @@ def image_format(
     "The image format that `content` begins like."
     return next((name for name, start in SIGNATURES.items() if re.match(start, content, re.DOTALL)), None)
 
-# %% ../nbs/02_bundle.ipynb #f9c090a7
+# %% ../nbs/02_bundle.ipynb #e12f47e0
 USE_INSTEAD = "save it as JPEG or PNG and try again"
 OTHER_FILES = {
     rb".{4}ftyp(hei|hev|mif1|msf1)": f"a HEIC photo, the format of iPhones: {USE_INSTEAD}",
@@ -103,7 +103,7 @@ def what_it_is(
         return "text, not an image"
     return f"no image of a format that is read here ({', '.join(OPENERS)}): {USE_INSTEAD}"
 
-# %% ../nbs/02_bundle.ipynb #626a7c33
+# %% ../nbs/02_bundle.ipynb #6c868098
 MAX_PIXELS = 64_000_000  # Pixels that may be decoded; also below Pillow's own 89 million, so that its warning never appears
 REDUCED_BONUS = 4        # A JPEG that is decoded at reduced size may be this many times larger: 200 megapixels and no more
 DRAFT_MARGIN = 2         # A reduced JPEG keeps twice the wanted size, so that our own filter and not the decoder's decides
@@ -127,7 +127,7 @@ def reduce_and_check(
         raise ImageTooLargeError(
             f"an image of {width:,} x {height:,} pixels is too large, at most {allowed:,} pixels are read: make it smaller")
 
-# %% ../nbs/02_bundle.ipynb #323b9d20
+# %% ../nbs/02_bundle.ipynb #918b87c7
 ORIENTATION_TAG = 0x0112 # EXIF 2.32, section 4.6.4
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -149,7 +149,7 @@ def turn_upright(
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
-# %% ../nbs/02_bundle.ipynb #cccfb691
+# %% ../nbs/02_bundle.ipynb #84cebe28
 WHITE_LEVELS = (1, 2**8-1, 2**16-1, 2**31-1) # Brightest value of each depth in use; unsigned 16-bit files say theirs
 
 def eight_bits(
@@ -163,7 +163,7 @@ def eight_bits(
         white = next((level for level in WHITE_LEVELS if values.max() <= level), values.max())
     return np.rint(np.clip(values, 0, white) * np.float32(255 / white)).astype(np.uint8)
 
-# %% ../nbs/02_bundle.ipynb #a03d778b
+# %% ../nbs/02_bundle.ipynb #ccddbbdb
 def to_rgb(
     picture:Image.Image, # Decoded, of any of Pillow's modes
 )->Image.Image:          # Of mode RGB
@@ -177,7 +177,7 @@ def to_rgb(
         return paper
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
-# %% ../nbs/02_bundle.ipynb #ef27b418
+# %% ../nbs/02_bundle.ipynb #7aa33816
 @contextlib.contextmanager
 def only_image_errors(
     what:str, # What is being decoded, for the message
@@ -209,7 +209,7 @@ def decode_bytes(
         picture.load()
         return to_rgb(turn_upright(picture))
 
-# %% ../nbs/02_bundle.ipynb #9915a716
+# %% ../nbs/02_bundle.ipynb #c1e778c5
 def read_file(
     path:str|Path, # Where the image lies
 )->bytes:          # All of it
@@ -238,7 +238,7 @@ def picture_of_array(
         raise EmptyImageError(f"an image array of shape {array.shape} has no pixels")
     return Image.fromarray(np.ascontiguousarray(array))
 
-# %% ../nbs/02_bundle.ipynb #c8ea5050
+# %% ../nbs/02_bundle.ipynb #c74fa1a5
 ImageSource = bytes|bytearray|memoryview|str|Path|Image.Image|np.ndarray
 
 def decode_image(
@@ -260,7 +260,7 @@ def decode_image(
         source.load()
         return np.array(to_rgb(turn_upright(source)))
 
-# %% ../nbs/02_bundle.ipynb #19ddd7c9
+# %% ../nbs/02_bundle.ipynb #cc43a77a
 def resize_image(
     image:np.ndarray, # uint8 (h, w, 3)
     size:int,         # Wanted side in pixels
@@ -278,7 +278,7 @@ def prepare_image(
     "An image as the network sees it: decoded, upright, RGB, square."
     return resize_image(decode_image(source, max_pixels, target=size), size)
 
-# %% ../nbs/02_bundle.ipynb #77e905c1
+# %% ../nbs/02_bundle.ipynb #fc6e4c13
 def softmax(
     logits:np.ndarray,     # Shape (..., classes)
     temperature:float=1.0, # Above 0; larger makes probabilities more even
@@ -288,7 +288,7 @@ def softmax(
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True)) # Without the maximum, 1000 would overflow
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
-# %% ../nbs/02_bundle.ipynb #79814cc1
+# %% ../nbs/02_bundle.ipynb #0b57caff
 BUNDLE_FORMAT = 1
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.onnx"
@@ -322,7 +322,7 @@ class BundleInfo:
             if isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, list(getattr(self, name)))
 
-# %% ../nbs/02_bundle.ipynb #04335bc0
+# %% ../nbs/02_bundle.ipynb #d6e66b16
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 INPUT_SIZES = range(16, 4097)
@@ -338,7 +338,7 @@ def info_problems(
 )->list[str]:        # One sentence each; empty if all is well
     "What is wrong with a bundle's description."
     kinds = {item.name: typing.get_origin(item.type) or item.type for item in dataclasses.fields(info)}
-    problems = [f"{name} must be a {kind.__name__}" for name, kind in kinds.items()
+    problems = [f"{name} must be a {'finite number' if kind in (int, float) else kind.__name__}" for name, kind in kinds.items()
                 if not (is_number(getattr(info, name)) if kind in (int, float) else isinstance(getattr(info, name), kind))]
     if problems:
         return problems
@@ -356,7 +356,7 @@ def info_problems(
     }
     return [claim for claim, holds in claims.items() if not holds]
 
-# %% ../nbs/02_bundle.ipynb #9762d08f
+# %% ../nbs/02_bundle.ipynb #658e09c6
 def bundle_json(
     info:BundleInfo, # What to write
 )->str:              # Text of `bundle.json`; the same info gives the same text
@@ -382,7 +382,7 @@ def make_room(
         what = "another bundle lies" if is_bundle else "something that is no bundle lies"
         raise BundleError(f"{what} in {folder}: choose another folder" + (" or allow overwriting" if is_bundle else ""))
 
-# %% ../nbs/02_bundle.ipynb #d8db34d0
+# %% ../nbs/02_bundle.ipynb #7d5058e3
 def write_bundle(
     folder:str|Path,       # Where it goes; made, with its parents
     info:BundleInfo,       # What is said about the model; `files` is filled in here
@@ -411,7 +411,7 @@ def write_bundle(
         shutil.rmtree(draft, ignore_errors=True) # Nothing is left to remove once it has been renamed
     return folder
 
-# %% ../nbs/02_bundle.ipynb #be236f38
+# %% ../nbs/02_bundle.ipynb #cd31f275
 def parse_bundle_json(
     text:str,    # Content of `bundle.json`
     where:Path,  # Named in messages
@@ -435,7 +435,7 @@ def parse_bundle_json(
         raise BundleError(f"{where} is wrong: {'; '.join(problems)}: export the model again")
     return info
 
-# %% ../nbs/02_bundle.ipynb #b33e3767
+# %% ../nbs/02_bundle.ipynb #94d1931a
 def read_bundle(
     folder:str|Path, # A bundle
 )->BundleInfo:       # Its description, once every file has been verified
@@ -454,7 +454,7 @@ def read_bundle(
         raise BundleError(f"{error.filename} can't be read ({error.strerror}): get the bundle again, or check the folder's name") from error
     return info
 
-# %% ../nbs/02_bundle.ipynb #0b295ffe
+# %% ../nbs/02_bundle.ipynb #a7cafd6c
 def released_bundle(
     package:str|Path|None=None, # Folder of the installed package; None for this one
 )->Path:                        # The bundle's folder; not verified, which `read_bundle` does

@@ -8,7 +8,7 @@ __all__ = ['RANK_SYMBOLS', 'SUIT_SYMBOLS', 'UNICODE_BLOCKS', 'UNICODE_STEPS', 'U
            'CARD_BACK', 'Rank', 'Suit', 'Card', 'card_from_index', 'card_html', 'card_spellings', 'all_spellings',
            'plain_words', 'CardNameError', 'nearest_card', 'unicode_card', 'parse_card']
 
-# %% ../nbs/00_cards.ipynb #cfcb6b3f
+# %% ../nbs/00_cards.ipynb #4ea54d66
 import difflib
 import functools
 import operator
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-# %% ../nbs/00_cards.ipynb #5b5a1260
+# %% ../nbs/00_cards.ipynb #f6f4260b
 class Rank(Enum):
     "What a card counts as, from the ace to the king, and the joker."
     ACE = "ace"
@@ -43,7 +43,7 @@ class Rank(Enum):
 
 RANK_SYMBOLS = dict(zip(Rank, ("A", "2", "3", "4", "5", "6", "7", "8", "9", "10", "J", "Q", "K", "JKR"), strict=True))
 
-# %% ../nbs/00_cards.ipynb #33ad3933
+# %% ../nbs/00_cards.ipynb #32b4bbb8
 class Suit(Enum):
     "The sign on a card."
     CLUBS = "clubs"
@@ -63,12 +63,12 @@ class Suit(Enum):
 
 SUIT_SYMBOLS = dict(zip(Suit, "♣♦♥♠", strict=True))
 
-# %% ../nbs/00_cards.ipynb #14c7a32c
+# %% ../nbs/00_cards.ipynb #4c615a81
 UNICODE_BLOCKS = {Suit.SPADES: 0x1F0A0, Suit.HEARTS: 0x1F0B0, Suit.DIAMONDS: 0x1F0C0, Suit.CLUBS: 0x1F0D0}
 UNICODE_STEPS = dict(zip([rank for rank in Rank if rank is not Rank.JOKER], [*range(1, 12), 13, 14], strict=True))
 UNICODE_JOKER = "🃏"
 
-# %% ../nbs/00_cards.ipynb #53ef7a9b
+# %% ../nbs/00_cards.ipynb #3723a73e
 @dataclass(frozen=True)
 class Card:
     "One of the 53 cards."
@@ -121,7 +121,7 @@ class Card:
     def _repr_html_(self)->str:
         return card_html(self)
 
-# %% ../nbs/00_cards.ipynb #d70c5309
+# %% ../nbs/00_cards.ipynb #0814414c
 CARDS = tuple(sorted(
     [Card(Rank.JOKER), *(Card(rank, suit) for rank in Rank if rank is not Rank.JOKER for suit in Suit)],
     key=lambda card: card.class_name))
@@ -137,7 +137,7 @@ def card_from_index(
         raise IndexError(f"class index {position} is not a card; there are {len(CARDS)} classes, from 0 to {len(CARDS)-1}")
     return CARDS[position]
 
-# %% ../nbs/00_cards.ipynb #bf0a6b9d
+# %% ../nbs/00_cards.ipynb #f469b1d9
 def card_html(
     card:Card, # Any of the 53
 )->str:        # One inline HTML element
@@ -146,7 +146,7 @@ def card_html(
     return (f'<span title="{card.class_name}" style="display:inline-block; padding:.1em .4em; border:1px solid #aaa; '
             f'border-radius:.3em; background:#fff; color:{ink}; font:600 1.1em Georgia,serif">{card.short_name}</span>')
 
-# %% ../nbs/00_cards.ipynb #fd5995c6
+# %% ../nbs/00_cards.ipynb #767adc25
 RANK_WORDS = {rank: (rank.value, rank.symbol.lower()) for rank in Rank} | {
     Rank.ACE: ("ace", "a", "1", "one"),
     Rank.TWO: ("two", "2", "deuce"),
@@ -168,7 +168,7 @@ def card_spellings(
             for kind in JOKER_KINDS:
                 yield from (f"{kind} {rank_word}", f"{rank_word} {kind}", kind + rank_word)
         for suit_word in SUIT_WORDS.get(card.suit, ()):
-            for between in (" of ", "of", " ", ""):
+            for between in (" of ", " of", "of ", "of", " ", ""):
                 yield rank_word + between + suit_word
             for between in (" ", ""):
                 yield suit_word + between + rank_word
@@ -178,7 +178,7 @@ def all_spellings()->dict[str, Card]: # Spelling to card
     "The table that `parse_card` looks things up in; made at the first call, which keeps the import quick."
     return {spelling: card for card in CARDS for spelling in card_spellings(card)}
 
-# %% ../nbs/00_cards.ipynb #a111fc13
+# %% ../nbs/00_cards.ipynb #dc9caebd
 SUIT_SIGNS = {"♣": "clubs", "♧": "clubs", "♦": "diamonds", "♢": "diamonds", "♥": "hearts", "♡": "hearts", "❤": "hearts",
               "♠": "spades", "♤": "spades"}
 LONGEST_TEXT = 64 # Characters of a text that are looked at; the longest spelling has 17
@@ -192,7 +192,7 @@ def plain_words(
     visible = "".join(letter for letter in signs_named if unicodedata.category(letter) not in ("Cf", "Mn", "Me"))
     return " ".join(re.findall(r"[^\W_]+", visible)).removeprefix("the ")
 
-# %% ../nbs/00_cards.ipynb #0fa1e026
+# %% ../nbs/00_cards.ipynb #6cb8abc7
 class CardNameError(ValueError):
     "A text names no card; the message says why and names the nearest card, which is also in `nearest`."
     def __init__(self, message:str, nearest:Card|None=None):
@@ -207,13 +207,14 @@ def nearest_card(
     names = {word: rank.value for rank, options in RANK_WORDS.items() for word in options}
     names |= {word: suit.value for suit, options in SUIT_WORDS.items() for word in options}
     spelled_out = " ".join(names.get(word, word) for word in words.split())
+    long, short = difflib.SequenceMatcher(b=spelled_out), difflib.SequenceMatcher(b=words.replace(" ", ""))
     def likeness(card:Card)->float:
-        short = card.rank.symbol.lower() + (card.suit.value[0] if card.suit else "")
-        return max(difflib.SequenceMatcher(None, spelled_out, card.class_name).ratio(),
-                   difflib.SequenceMatcher(None, words.replace(" ", ""), short).ratio())
+        long.set_seq1(card.class_name)
+        short.set_seq1(card.rank.symbol.lower() + (card.suit.value[0] if card.suit else ""))
+        return max(long.ratio(), short.ratio())
     return max(CARDS, key=likeness)
 
-# %% ../nbs/00_cards.ipynb #a10e690e
+# %% ../nbs/00_cards.ipynb #ea5c207e
 UNICODE_CARDS = {card.unicode: card for card in CARDS} | {"🂿": Card(Rank.JOKER), "🃟": Card(Rank.JOKER)}
 CARD_BACK = "🂠"
 
@@ -232,7 +233,7 @@ def unicode_card(
         reason = "the back of a card" if sign == CARD_BACK else f"{name}, which is none of the 53 cards"
     raise CardNameError(f"{sign!r} is {reason}; the nearest card is {str(nearest)!r}", nearest)
 
-# %% ../nbs/00_cards.ipynb #e6004623
+# %% ../nbs/00_cards.ipynb #626090e0
 def parse_card(
     text:str, # A card in any spelling: `Ace of Spades`, `AS`, `A♠`, `10h`, `jack-diamonds`, `🂡`, `red joker`, …
 )->Card:      # The card that it names

@@ -5,28 +5,29 @@
 # %% auto #0
 __all__ = ['CANDIDATE_SIZE', 'CANDIDATE_CORRELATION', 'REPEAT_SIZE', 'REPEAT_CORRELATION', 'PATCH_SIZE', 'PATCH_SHIFT',
            'PATCH_IMAGE_SIZE', 'SAME_CARD_GAP', 'SUMMARY_LABELS', 'CorruptImage', 'OddSize', 'Pair', 'Exclusion',
-           'Audit', 'small_grey', 'raw_checksum', 'correlation', 'patch_gap', 'audit']
+           'Audit', 'small_grey', 'raw_checksum', 'correlation', 'patch_gap', 'audit', 'pair_sheet', 'plot_nearest']
 
-# %% ../../nbs/data/02_audit.ipynb #22f67e9a
+# %% ../../nbs/data/02_audit.ipynb #c8f13792
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..bundle import ImageError, decode_image
 from .source import SPLITS, Progress, RawDataSet, RawImage
 
-# %% ../../nbs/data/02_audit.ipynb #6904dbec
+# %% ../../nbs/data/02_audit.ipynb #a815708d
 CANDIDATE_SIZE, CANDIDATE_CORRELATION = 32, 0.92  # grey; below 0.928 no pair of the public data set passes the next step
 REPEAT_SIZE, REPEAT_CORRELATION = 64, 0.94        # colour; above it pairs show one print, below it prints and decks mix
 PATCH_SIZE, PATCH_SHIFT = 14, 2                   # pixels of a 112 px image: about a pip; shift allows for another crop
 PATCH_IMAGE_SIZE = 112
 SAME_CARD_GAP = 0.4  # public data set: pairs that show one card reach 0.26, pairs of two cards begin at 0.51
 
-# %% ../../nbs/data/02_audit.ipynb #a60580c8
+# %% ../../nbs/data/02_audit.ipynb #a40e4b81
 @dataclass(frozen=True)
 class CorruptImage:
     "A file that cannot be decoded."
@@ -60,6 +61,10 @@ class Pair:
     def splits(self) -> set[str]:
         return {self.first.split("/")[0], self.second.split("/")[0]}
 
+    @property
+    def crosses_splits(self) -> bool:
+        return len(self.splits) > 1
+
 
 @dataclass(frozen=True)
 class Exclusion:
@@ -69,7 +74,7 @@ class Exclusion:
     other: str   # The image that it contradicts or repeats
     similarity: float  # Of the two
 
-# %% ../../nbs/data/02_audit.ipynb #94cf900c
+# %% ../../nbs/data/02_audit.ipynb #5eb28f3f
 @dataclass
 class Audit:
     "Everything that an audit found."
@@ -81,6 +86,7 @@ class Audit:
     near_duplicates: list[Pair] = field(default_factory=list)   # One label, one picture; identical files not repeated here
     contradictions: list[Pair] = field(default_factory=list)    # One picture, two labels; identical files included
     look_alikes: list[Pair] = field(default_factory=list)       # Two labels, two cards of one deck: nothing is wrong
+    nearest: dict[str, tuple[str, float]] = field(default_factory=dict)  # Of each valid and test image: training image, correlation at 32 x 32
     csv_problems: list[str] = field(default_factory=list)       # From the source
     strays: list[str] = field(default_factory=list)             # From the source
 
@@ -90,7 +96,7 @@ class Audit:
         return [*self.exact_duplicates, *self.near_duplicates,
                 *(pair for pair in self.contradictions if not pair.is_identical)]
 
-# %% ../../nbs/data/02_audit.ipynb #8e93d452
+# %% ../../nbs/data/02_audit.ipynb #30a2ab2c
 def small_grey(
     pixels: np.ndarray,  # RGB, uint8, (height, width, 3)
 ) -> np.ndarray:         # Grey, uint8, (32 * 32,)
@@ -98,7 +104,7 @@ def small_grey(
     small = Image.fromarray(pixels).convert("L").resize((CANDIDATE_SIZE, CANDIDATE_SIZE), Image.Resampling.BICUBIC)
     return np.asarray(small).ravel()
 
-# %% ../../nbs/data/02_audit.ipynb #13b49d8d
+# %% ../../nbs/data/02_audit.ipynb #dc385a11
 @dataclass
 class _Look:
     "What one pass over the images collects."
@@ -115,7 +121,7 @@ def _look_at_all(
     "Read, hash and decode every image."
     look = _Look([], np.zeros((len(images), CANDIDATE_SIZE**2), np.uint8), [], [])
     for index, image in enumerate(images):
-        content = image.file.read_bytes()
+        content = image.read()
         look.checksums.append(hashlib.sha256(content).hexdigest())
         try:
             pixels = decode_image(content)
@@ -129,17 +135,17 @@ def _look_at_all(
             progress(index + 1, len(images), "looking at images")
     return look
 
-# %% ../../nbs/data/02_audit.ipynb #c2647cf1
+# %% ../../nbs/data/02_audit.ipynb #fb019d3b
 def raw_checksum(
     images: list[RawImage],  # In sorted order
     checksums: list[str]|None = None,  # SHA-256 of each file; default: computed here
 ) -> str:                    # SHA-256 over the listing of paths and checksums
     "One checksum for all files and their paths."
-    checksums = checksums or [hashlib.sha256(image.file.read_bytes()).hexdigest() for image in images]
+    checksums = checksums or [hashlib.sha256(image.read()).hexdigest() for image in images]
     listing = "".join(f"{image.path}\t{checksum}\n" for image, checksum in zip(images, checksums, strict=True))
     return hashlib.sha256(listing.encode()).hexdigest()
 
-# %% ../../nbs/data/02_audit.ipynb #8e12e81c
+# %% ../../nbs/data/02_audit.ipynb #79c0f6d9
 def _normalised(
     greys: np.ndarray,  # uint8, (n, pixels)
 ) -> np.ndarray:        # float32, (n, pixels): mean 0 and length 1, so that products are correlations
@@ -165,7 +171,22 @@ def _proposals(
         if progress:
             progress(min(start + block, len(rows)), len(rows), "comparing images")
 
-# %% ../../nbs/data/02_audit.ipynb #73918374
+# %% ../../nbs/data/02_audit.ipynb #b26433af
+def _nearest(
+    images: list[RawImage],  # In sorted order
+    greys: np.ndarray,       # uint8, (n, 32 * 32)
+) -> dict[str, tuple[str, float]]:  # Path of a valid or test image to the nearest training image and the correlation
+    "The training image that correlates most with each image outside training, at 32 x 32 grey."
+    is_train = np.array([image.split == "train" for image in images])
+    training, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    if not len(training):
+        return {}
+    rows = _normalised(greys)
+    best = training[(rows[others] @ rows[training].T).argmax(1)]
+    return {images[i].path: (images[j].path, correlation(greys[i, :, None], greys[j, :, None]))
+            for i, j in zip(others, best, strict=True)}
+
+# %% ../../nbs/data/02_audit.ipynb #bc013a64
 def correlation(
     first: np.ndarray,   # uint8, (..., channels)
     second: np.ndarray,  # The same shape
@@ -177,15 +198,15 @@ def correlation(
         return int((len(a) * (a * b).sum(0) - a.sum(0) * b.sum(0)).sum())
 
     product = spread(x, x) * spread(y, y)
-    return spread(x, y) / float(product) ** 0.5 if product else 0.0
+    return spread(x, y) / math.sqrt(product) if product else 0.0
 
-# %% ../../nbs/data/02_audit.ipynb #f731c55f
+# %% ../../nbs/data/02_audit.ipynb #3bd65e28
 def patch_gap(
     first: np.ndarray,   # RGB, uint8, (112, 112, 3)
     second: np.ndarray,  # The same shape
 ) -> float:              # 0 for the same image; about 0.5 and more when a pip differs
     "How much the patch that differs most differs, in standard deviations of the image."
-    x, y = first.astype(np.int64), second.astype(np.int64)
+    x, y = first.astype(np.int32), second.astype(np.int32)  # wide enough for the squares of a whole patch
     margin, count = PATCH_SHIFT, (PATCH_IMAGE_SIZE - 2 * PATCH_SHIFT) // PATCH_SIZE
     inner = slice(margin, margin + count * PATCH_SIZE)
     smallest = None
@@ -196,35 +217,39 @@ def patch_gap(
             patches = squares.reshape(count, PATCH_SIZE, count, PATCH_SIZE).sum((1, 3))
             smallest = patches if smallest is None else np.minimum(smallest, patches)
     n_pixels = PATCH_IMAGE_SIZE**2
-    variance = max(int((n_pixels * (a * a).sum((0, 1)) - a.sum((0, 1)) ** 2).sum()) for a in (x, y))
+    variance = max(int((n_pixels * (a * a).sum((0, 1), np.int64) - a.sum((0, 1), np.int64) ** 2).sum()) for a in (x, y))
     worst = int(smallest.max()) * n_pixels**2
-    return (worst / (variance * PATCH_SIZE**2)) ** 0.5 if variance else float(worst > 0)
+    return math.sqrt(worst / (variance * PATCH_SIZE**2)) if variance else float(worst > 0)
 
-# %% ../../nbs/data/02_audit.ipynb #1fb06d5c
+# %% ../../nbs/data/02_audit.ipynb #3bfab43c
 def _measure(
     images: list[RawImage],  # In sorted order
     greys: np.ndarray,       # uint8, (n, 32 * 32)
     proposals: list[tuple[int, int, bool]],  # From `_proposals`
+    progress: Progress|None,  # Called with (done, total, what)
 ) -> list[Pair]:             # Those that pass both correlations; one entry a pair, the better way round
     "Measure every proposed pair exactly."
-    @lru_cache(maxsize=512)
-    def resized(index: int, size: int) -> np.ndarray:
+    @lru_cache(maxsize=1024)
+    def resized(index: int) -> dict[int, np.ndarray]:
         whole = Image.fromarray(decode_image(images[index].file))
-        return np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC))
+        return {size: np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC))
+                for size in (REPEAT_SIZE, PATCH_IMAGE_SIZE)}
 
     best: dict[tuple[int, int], Pair] = {}
-    for i, j, is_turned in sorted(proposals):
+    for done, (i, j, is_turned) in enumerate(sorted(proposals), 1):
+        if progress:
+            progress(done, len(proposals), "measuring pairs")
         step = -1 if is_turned else 1
         if correlation(greys[i, :, None], greys[j, ::step, None]) < CANDIDATE_CORRELATION:
             continue
-        similarity = correlation(resized(i, REPEAT_SIZE), resized(j, REPEAT_SIZE)[::step, ::step])
+        similarity = correlation(resized(i)[REPEAT_SIZE], resized(j)[REPEAT_SIZE][::step, ::step])
         if similarity < REPEAT_CORRELATION or ((i, j) in best and best[i, j].similarity >= similarity):
             continue
-        gap = patch_gap(resized(i, PATCH_IMAGE_SIZE), resized(j, PATCH_IMAGE_SIZE)[::step, ::step])
-        best[i, j] = Pair(images[i].path, images[j].path, round(similarity, 6), round(gap, 6), is_turned)
+        gap = patch_gap(resized(i)[PATCH_IMAGE_SIZE], resized(j)[PATCH_IMAGE_SIZE][::step, ::step])
+        best[i, j] = Pair(images[i].path, images[j].path, round(similarity, 4), round(gap, 4), is_turned)
     return [best[key] for key in sorted(best)]
 
-# %% ../../nbs/data/02_audit.ipynb #fa1df257
+# %% ../../nbs/data/02_audit.ipynb #40413ced
 def _identical(
     images: list[RawImage],  # In sorted order
     checksums: list[str],    # SHA-256 of each
@@ -236,7 +261,7 @@ def _identical(
              if first.setdefault(checksum, image.path) != image.path]
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
-# %% ../../nbs/data/02_audit.ipynb #fc6ca238
+# %% ../../nbs/data/02_audit.ipynb #827ae9dd
 def audit(
     data_set: RawDataSet,          # From `card_classifier.data.source`
     progress: Progress|None = None,  # Called with (done, total, what)
@@ -245,7 +270,7 @@ def audit(
     images = data_set.images
     look = _look_at_all(images, progress)
     result = Audit(len(images), raw_checksum(images, look.checksums), look.corrupt,
-                   csv_problems=data_set.csv_problems, strays=data_set.strays)
+                   nearest=_nearest(images, look.greys), csv_problems=data_set.csv_problems, strays=data_set.strays)
     known = [size for size in look.sizes if size]
     usual = max(sorted(set(known)), key=known.count) if known else None
     result.wrong_size = [OddSize(image.path, *size) for image, size in zip(images, look.sizes, strict=True)
@@ -253,7 +278,7 @@ def audit(
     corrupt = {item.path for item in look.corrupt}
     identical = [pair for pair in _identical(images, look.checksums) if pair.first not in corrupt]
     copies = {(pair.first, pair.second) for pair in identical}
-    pairs = _measure(images, look.greys, list(_proposals(look.greys, progress)))
+    pairs = _measure(images, look.greys, list(_proposals(look.greys, progress)), progress)
     similar = [pair for pair in pairs if (pair.first, pair.second) not in copies]
     result.exact_duplicates = identical
     result.near_duplicates = [pair for pair in similar if pair.same_label]
@@ -261,13 +286,13 @@ def audit(
     result.look_alikes = [pair for pair in similar if not pair.same_label and pair.patch_gap > SAME_CARD_GAP]
     return result
 
-# %% ../../nbs/data/02_audit.ipynb #dcc0f366
+# %% ../../nbs/data/02_audit.ipynb #d5ae653a
 def _exclusions(self: Audit) -> list[Exclusion]:
     "Training images that contradict another image or repeat a validation or test image, sorted by path."
     found: dict[str, Exclusion] = {}
     by_similarity = sorted(self.repeats, key=lambda pair: (-pair.similarity, pair.first, pair.second))
     reasons = [("contradicts", [pair for pair in by_similarity if not pair.same_label]),
-               ("repeats", [pair for pair in by_similarity if len(pair.splits) > 1])]
+               ("repeats", [pair for pair in by_similarity if pair.crosses_splits])]
     for reason, pairs in reasons:
         for pair in pairs:
             for path, other in ((pair.first, pair.second), (pair.second, pair.first)):
@@ -278,14 +303,14 @@ def _exclusions(self: Audit) -> list[Exclusion]:
 
 def _leaking(self: Audit) -> list[str]:
     "Validation and test images that training repeats, sorted."
-    across = [pair for pair in self.repeats if "train" in pair.splits and len(pair.splits) > 1]
+    across = [pair for pair in self.repeats if "train" in pair.splits and pair.crosses_splits]
     return sorted({path for pair in across for path in (pair.first, pair.second) if not path.startswith("train/")})
 
 
 Audit.exclusions = property(_exclusions)
 Audit.leaking = property(_leaking)
 
-# %% ../../nbs/data/02_audit.ipynb #3c5b2361
+# %% ../../nbs/data/02_audit.ipynb #79ca4b4d
 SUMMARY_LABELS = {
     "images": "images",
     "corrupt": "corrupt files",
@@ -302,10 +327,10 @@ SUMMARY_LABELS = {
     "exclusions": "training images left out",
 }
 
-# %% ../../nbs/data/02_audit.ipynb #bba04711
+# %% ../../nbs/data/02_audit.ipynb #5dfba6f3
 def _counts(self: Audit) -> dict[str, int]:
     "How many there are of each thing that an audit looks for, by the keys of `SUMMARY_LABELS`."
-    across = sum(len(pair.splits) > 1 for pair in self.near_duplicates)
+    across = sum(pair.crosses_splits for pair in self.near_duplicates)
     counts = {key: len(getattr(self, key)) for key in SUMMARY_LABELS if hasattr(self, key)}
     counts |= {"images": self.n_images, "near_duplicates_across": across,
                "near_duplicates_within": len(self.near_duplicates) - across}
@@ -320,10 +345,54 @@ def _summary(self: Audit) -> list[tuple[str, int]]:
 
 def _to_dict(self: Audit) -> dict:
     "Everything, ready for JSON."
-    return {**asdict(self), "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
+    found = {key: value for key, value in asdict(self).items() if key != "nearest"}
+    return {**found, "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
             "summary": self.counts()}
 
 
 Audit.counts = _counts
 Audit.summary = _summary
 Audit.to_dict = _to_dict
+
+# %% ../../nbs/data/02_audit.ipynb #b6c97262
+def pair_sheet(
+    pairs: list[Pair],     # What to show, in this order
+    data_set: RawDataSet,  # Where the images lie
+    size: int = 96,        # pixels of one image
+    n_columns: int = 5,    # Pairs in a row
+) -> Image.Image:          # A contact sheet
+    "Pairs of images side by side, with their paths and measures."
+    line, gap = 11, 8
+    width, height = 2 * size + gap, size + 3 * line + gap
+    n_rows = -(-len(pairs) // n_columns)
+    sheet = Image.new("RGB", (min(n_columns, max(len(pairs), 1)) * width, max(n_rows, 1) * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(9)
+    files = {image.path: image.file for image in data_set.images}
+    for index, pair in enumerate(pairs):
+        left, top = index % n_columns * width, index // n_columns * height
+        note = f"{pair.similarity:.3f}, patch {pair.patch_gap:.2f}" + (", turned" if pair.is_turned else "")
+        for row, text in enumerate((pair.first, pair.second, note)):
+            draw.text((left, top + row * line), text.replace(".jpg", ""), fill="#a00" if row == 2 else "black", font=font)
+        for place, path in enumerate((pair.first, pair.second)):
+            picture = Image.fromarray(decode_image(files[path])).resize((size, size), Image.Resampling.BICUBIC)
+            if place and pair.is_turned:
+                picture = picture.rotate(180)
+            sheet.paste(picture, (left + place * size, top + 3 * line + 1))
+    return sheet
+
+# %% ../../nbs/data/02_audit.ipynb #943d1e2a
+def plot_nearest(
+    found: Audit,  # An audit
+    axis=None,     # matplotlib axis; default: a new one
+):                 # The axis
+    "Histogram of the correlation between each validation or test image and its nearest training image."
+    import matplotlib.pyplot as plt
+    axis = axis or plt.subplots(figsize=(7, 3), layout="constrained")[1]
+    edges = np.linspace(0.5, 1, 51)
+    for split, colour in (("valid", "#7a9cc6"), ("test", "#c65a4a")):
+        values = [value for path, (_, value) in found.nearest.items() if path.startswith(f"{split}/")]
+        axis.hist(np.clip(values, edges[0], 1), edges, histtype="step", color=colour, label=f"{len(values)} {split} images")
+    axis.axvline(CANDIDATE_CORRELATION, color="grey", linestyle=":", label="looked at more closely")
+    axis.set(xlabel="correlation with the nearest training image, 32 x 32 grey", ylabel="images", xlim=(0.5, 1))
+    axis.legend(frameon=False, loc="upper left")
+    return axis

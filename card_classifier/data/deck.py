@@ -7,23 +7,25 @@ __all__ = ['CARD_WIDTH', 'CARD_HEIGHT', 'SUITS', 'SUIT_SHAPES', 'Colour', 'FONTS
            'COURT_MODES', 'PAPERS', 'BACKS', 'PIP_FILLS', 'PIP_PLACES', 'PIP_COLUMNS', 'ROBE', 'ARMS', 'HAND', 'FACE',
            'KING', 'BEARDS', 'CROWNS', 'QUEEN', 'LONG_HAIR', 'FRINGES', 'CORONETS', 'JACK', 'BOBS', 'CAPS',
            'MOUSTACHES', 'HELD', 'HOLDS', 'SKINS', 'HAIRS', 'PATTERNS', 'JOKER_BODY', 'JOKER', 'STAR', 'FACE_WIDTH',
-           'TABLES', 'POSES', 'DATA_SET_FILE', 'RENDERER_VERSION', 'IMAGES_PER_CLASS', 'curve', 'SuitShape',
-           'suit_mask', 'mix', 'Canvas', 'load_font', 'text_mask', 'Palette', 'Layout', 'DeckStyle', 'random_style',
-           'rank_text', 'suit_name', 'print_pip', 'print_index', 'print_number', 'print_ace', 'read_drawing',
-           'pattern_mask', 'Fill', 'draw_figure', 'weave', 'court_fills', 'court_drawing', 'double_ended',
-           'court_frame', 'print_court', 'print_rectangle', 'print_monogram', 'print_joker', 'print_joker_index',
-           'cloud', 'paper_texture', 'use', 'card_outline', 'print_frame', 'render_face', 'finish', 'render_back',
-           'wood', 'felt', 'cloth', 'plain', 'newspaper', 'carpet', 'stone', 'table_texture', 'table', 'lay_card',
-           'film_grain', 'light', 'develop', 'pose', 'thumb', 'photograph', 'DeckError', 'deck_of', 'render_images',
-           'start_worker', 'render_data_set', 'write_marker', 'write_table']
+           'FRAMES', 'TABLES', 'N_TABLE_VARIANTS', 'POSES', 'DATA_SET_FILE', 'RENDERER_VERSION', 'IMAGES_PER_CLASS',
+           'curve', 'SuitShape', 'suit_mask', 'mix', 'blank', 'Canvas', 'load_font', 'text_mask', 'Palette', 'Layout',
+           'DeckStyle', 'random_style', 'rank_text', 'suit_name', 'print_pip', 'print_index', 'print_number',
+           'print_ace', 'read_drawing', 'pattern_mask', 'Fill', 'draw_figure', 'weave', 'court_fills', 'court_drawing',
+           'double_ended', 'court_frame', 'print_court', 'figure_size', 'print_girdle', 'print_rectangle',
+           'print_monogram', 'print_joker', 'print_joker_index', 'cloud', 'paper_texture', 'use', 'card_outline',
+           'print_frame', 'render_face', 'finish', 'render_back', 'wood', 'felt', 'cloth', 'plain', 'newspaper',
+           'carpet', 'stone', 'table_texture', 'table', 'lay_card', 'film_grain', 'light', 'develop', 'pose', 'thumb',
+           'photograph', 'Scene', 'camera', 'through', 'place_cards', 'overlap', 'render_scene', 'visible_shares',
+           'DeckError', 'deck_of', 'render_images', 'read_marker', 'write_text', 'table_of_files', 'render_data_set',
+           'run_tasks']
 
-# %% ../../nbs/data/01_deck.ipynb #3bbc1ce8
+# %% ../../nbs/data/01_deck.ipynb #fb45d756
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +36,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cards import CARDS, Card
 
-# %% ../../nbs/data/01_deck.ipynb #d8730f0a
+# %% ../../nbs/data/01_deck.ipynb #ea4179de
 CARD_WIDTH, CARD_HEIGHT = 100, 140 # Card units; the ratio of a bridge-to-poker card (63 x 88 mm is 0.716)
 _STEPS = np.linspace(0, 1, 9)[:-1, None]
 _HERMITE = np.concatenate([2*_STEPS**3 - 3*_STEPS**2 + 1, _STEPS**3 - 2*_STEPS**2 + _STEPS,
@@ -65,7 +67,7 @@ def curve(
     polygon.flags.writeable = False
     return polygon
 
-# %% ../../nbs/data/01_deck.ipynb #dcbdd545
+# %% ../../nbs/data/01_deck.ipynb #04bb2b16
 SUITS = ("clubs", "diamonds", "hearts", "spades")
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class SuitShape:
         w, s = self.plump, self.stem
         stem = curve(f"0,0.1! 0.09,0.3 0.13,0.65 {s},1! 0,0.93!", axis=0)
         if suit == "hearts":
-            return [curve(f"0,{-0.97 + 2*self.dip}! {0.16*w},{-0.86 + 0.4*self.dip} {0.5*w},-1 {0.9*w},-0.78 {w},-0.36 "
-                          f"{0.78*w},{self.belly} {0.34*w},{0.55 + 0.3*self.belly} 0,1!", axis=0)]
+            b = self.belly
+            return [curve(f"0,{-0.97 + 1.4*self.dip}! {0.11*w},{-0.85 + 0.2*self.dip} {0.3*w},-0.95 {0.53*w},-0.98 {0.79*w},-0.87 "
+                          f"{0.95*w},-0.62 {w},-0.33 {0.93*w},{b - 0.2} {0.7*w},{b + 0.16} {0.36*w},{0.6*b + 0.56} 0,1!", axis=0)]
         if suit == "diamonds":
             x = self.diamond*(0.5 - self.bend)
             y = 0.5 - self.bend
@@ -97,10 +100,9 @@ class SuitShape:
         angle = np.linspace(0, 2*np.pi, 48, endpoint=False)
         circle = self.leaf*np.stack([np.cos(angle), np.sin(angle)], axis=1)
         low = 0.72 - self.leaf
-        return [circle + (0, self.leaf - 1), circle + (self.spread, low), circle + (-self.spread, low), stem,
-                curve(f"0,-0.4! {0.6*self.spread},{low}! 0,{low + 0.1}!", axis=0)]
+        leaves = [circle + np.array(place) for place in ((0, self.leaf - 1), (self.spread, low), (-self.spread, low))]
+        return [*leaves, stem, curve(f"0,-0.4! {0.6*self.spread},{low}! 0,{low + 0.1}!", axis=0)]
 
-# %% ../../nbs/data/01_deck.ipynb #b4e6ed66
 SUIT_SHAPES = {
     "train": (
         SuitShape("plain"), SuitShape("plump", 1.0, 0.26, 0.3, 0.85, 0.0, 0.5, 0.5, 0.5),
@@ -126,24 +128,29 @@ def suit_mask(
     for outline in shape.outlines(suit):
         cv2.fillPoly(mask, [np.int32((outline*0.98 + 1)*size/2*16)], 255, cv2.LINE_8, 4)
     if fill != "solid":
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2*(size//22) + 1,)*2)
-        inner = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-        mask = mask - inner if fill == "hollow" else mask - inner + cv2.erode(inner, kernel)
+        depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)/size # Distance to the edge
+        is_ink = depth < 0.05 if fill == "hollow" else (depth < 0.035) | (depth > 0.065)
+        mask[~is_ink] = 0
     return cv2.resize(mask, (height, height), interpolation=cv2.INTER_AREA).astype(np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #0de834fe
+# %% ../../nbs/data/01_deck.ipynb #4cb7cf7e
 Colour = tuple[int, int, int]
 
 def mix(first:Colour, second:Colour, share:float)->Colour:
     "The colour that lies `share` of the way from the first to the second."
     return tuple(round(a + (b - a)*share) for a, b in zip(first, second, strict=True))
 
+def blank(height:int, width:int, colour:Colour)->np.ndarray:
+    "An image of one colour, shape (height, width, 3), uint8."
+    image = np.empty((height, width, 3), np.uint8)
+    cv2.rectangle(image, (0, 0), (width, height), colour, -1) # Ten times as fast as broadcasting
+    return image
+
 class Canvas:
     "RGB pixels that are drawn on in units."
     def __init__(self, width:float, height:float, scale:float, colour:Colour):
         self.scale = scale
-        self.pixels = np.empty((round(height*scale), round(width*scale), 3), np.uint8)
-        self.pixels[:] = colour
+        self.pixels = blank(round(height*scale), round(width*scale), colour)
 
     def points(self, outline:np.ndarray)->np.ndarray:
         return np.round((np.asarray(outline)*self.scale - 0.5)*16).astype(np.int32)
@@ -165,12 +172,12 @@ class Canvas:
             mask = mask[::-1, ::-1]
         height, width = mask.shape
         left, top = round(x*self.scale - width/2), round(y*self.scale - height/2)
-        cut_left, cut_top = max(0, -left), max(0, -top)
-        target = self.pixels[max(0, top):top + height, max(0, left):left + width]
-        share = mask[cut_top:cut_top + target.shape[0], cut_left:cut_left + target.shape[1], None]
+        mask = mask[max(0, -top):, max(0, -left):] # What would lie outside is cut off
+        target = self.pixels[max(0, top):max(0, top + height), max(0, left):max(0, left + width)]
+        share = mask[:target.shape[0], :target.shape[1], None]
         target[:] = target + (np.float32(colour) - target)*share + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #4c61b3b1
+# %% ../../nbs/data/01_deck.ipynb #f3ffa5c2
 FONTS = {
     "train": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral",
               "STIXGeneralBol", "STIXGeneralBolIta", "cmss10", "cmtt10"),
@@ -200,7 +207,7 @@ def text_mask(
     condense:float=1.0,  # Width relative to the font's own
 )->np.ndarray:           # Coverage, shape (height, width), float32 in [0, 1]
     "The text cut out to its very edges."
-    large = 96
+    large = max(96, 2*height)
     stroke = round(weight*large)
     box = load_font(font, large).getbbox(text, stroke_width=stroke)
     image = Image.new("L", (box[2] - box[0], box[3] - box[1]))
@@ -209,7 +216,7 @@ def text_mask(
     width = min(widest, image.width*condense*height/image.height)
     return np.asarray(image.resize((max(1, round(width)), height), Image.Resampling.BOX), np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #0c2482e0
+# %% ../../nbs/data/01_deck.ipynb #6254596c
 @dataclass(frozen=True)
 class Palette:
     "The colours of a deck."
@@ -236,7 +243,6 @@ class Palette:
         "The colour of drawn lines."
         return (14, 14, 18) if self.is_dark else mix(min(self.black, self.red, key=sum), (20, 20, 30), 0.7)
 
-# %% ../../nbs/data/01_deck.ipynb #e5c90c50
 PALETTES = {
     "train": (
         Palette("classic", (250, 249, 245), (24, 24, 26), (202, 22, 32)), Palette("casino", (255, 255, 255), (0, 0, 0), (228, 0, 22), (255, 204, 0), (20, 60, 180)),
@@ -269,7 +275,7 @@ PALETTES = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #51bb50ff
+# %% ../../nbs/data/01_deck.ipynb #1b1302e5
 @dataclass(frozen=True)
 class Layout:
     "Where things stand on the faces of a deck; lengths in card units."
@@ -290,7 +296,6 @@ class Layout:
     frame:str="none"           # Around the face: "none", "line", "double", "corners", "bar"
     court_frame:str="line"     # Around the figure: "line", "double", "none"
 
-# %% ../../nbs/data/01_deck.ipynb #c9ac8fa4
 LAYOUTS = {
     "train": (
         Layout("standard"), Layout("bridge", height=17, suit=0.7, columns=19, rows=46, pip=17, joker="along"),
@@ -321,11 +326,11 @@ LAYOUTS = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #224dcb84
-COURT_MODES = ("full", "full", "full", "tint", "line")
+# %% ../../nbs/data/01_deck.ipynb #d7cdd4be
+COURT_MODES = ("full",)*5 + ("tint", "line")
 PAPERS = ("smooth", "smooth", "grain", "linen", "fibre", "parchment", "vignette")
 BACKS = ("lattice", "rosette", "scales", "suits", "rings", "weave")
-PIP_FILLS = ("solid", "solid", "solid", "solid", "gloss", "inline", "hollow")
+PIP_FILLS = ("solid",)*7 + ("gloss", "inline", "hollow")
 
 @dataclass(frozen=True)
 class DeckStyle:
@@ -367,12 +372,13 @@ def random_style(
     wear = generator.uniform(0, 1, 4)**2*(1 if is_old else 0.15)
     return DeckStyle(
         seed, family, pick(FONTS[family]), layout, palette, pick(SUIT_SHAPES[family]), pick(PIP_FILLS),
-        weight=pick((0, 0, 0.02, 0.05)), condense=generator.uniform(0.75, 1.0), court_mode=pick(COURT_MODES), court_seed=int(generator.integers(1 << 20)),
-        slope=pick((0, 0, 0.2, -0.2, 0.35)), paper=pick(PAPERS), back=pick(BACKS), radius=generator.uniform(3.5, 7),
+        weight=pick((0, 0, 0.02, 0.05)), condense=generator.uniform(0.75, 1.0),
+        court_mode=pick(COURT_MODES), court_seed=int(generator.integers(1 << 20)),
+        slope=pick((0, 0, 0.2, -0.2, 0.35)), paper=pick(PAPERS), back=pick(BACKS), radius=pick((3.5, 4.0, 5.0, 6.0, 7.0)),
         border=pick((None,)*8 + (palette.black, palette.red, palette.gold)),
         edge_wear=wear[0], scratches=wear[1], stains=wear[2], fade=wear[3])
 
-# %% ../../nbs/data/01_deck.ipynb #e053e37a
+# %% ../../nbs/data/01_deck.ipynb #b001f4a5
 _TWO, _FOUR, _SIX = ((0, -1), (0, 1)), ((-1, -1), (1, -1), (-1, 1), (1, 1)), ((-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1))
 _EIGHT = tuple((x, y) for y in (-1, -1/3, 1/3, 1) for x in (-1, 1))
 PIP_PLACES = { # Column (-1, 0, 1) and row (-1 top to 1 bottom) of each pip
@@ -409,12 +415,13 @@ def print_pip(
         ramp = np.linspace(0.5, 0, height, dtype=np.float32)[:, None]**1.5
         canvas.stamp(suit_mask(suit, style.shape, height)*(ramp[::-1] if is_turned else ramp), x, y, (255, 255, 255), is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #c6f9c049
+# %% ../../nbs/data/01_deck.ipynb #e3642e4f
 def print_index(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints rank and suit into two or four corners, the lower ones upside down."
     layout, suit = style.layout, suit_name(card)
     height, small, ink = layout.height, layout.height*layout.suit, style.palette.ink(suit)
-    rank = text_mask(rank_text(card), style.font, round(height*canvas.scale), round(0.92*height*canvas.scale), style.weight, style.condense)
+    pixels = round(height*canvas.scale)
+    rank = text_mask(rank_text(card), style.font, pixels, round(0.92*pixels), style.weight, style.condense)
     column, top = layout.inset + 0.42*height, layout.inset + 0.2
     if layout.index == "beside":
         parts = [(rank, column, top + height/2), (None, column + 0.52*height + small/2, top + height/2)]
@@ -442,7 +449,8 @@ def print_number(canvas:Canvas, style:DeckStyle, card:Card, n_pips:int):
     if layout.number == "centre":
         print_pip(canvas, style, suit, x, y, 46)
     elif layout.number == "rank":
-        mask = text_mask(rank_text(card), style.font, round(50*canvas.scale), round(52*canvas.scale), style.weight, style.condense)
+        pixels = round(50*canvas.scale)
+        mask = text_mask(rank_text(card), style.font, pixels, pixels, style.weight, style.condense)
         canvas.stamp(mask, x, y, style.palette.ink(suit))
     elif layout.number == "pips":
         places = (PIP_COLUMNS if layout.arrangement == "columns" else PIP_PLACES)[n_pips]
@@ -461,11 +469,11 @@ def print_ace(canvas:Canvas, style:DeckStyle, suit:str):
         for angle in np.arange(0, 2*math.pi, math.pi/12):
             canvas.disc(x + 39.5*math.cos(angle), y + 39.5*math.sin(angle), 1.1, style.palette.gold)
         print_pip(canvas, style, suit, x, y - 1, 46, fill="inline")
-        print_pip(canvas, replace(style, palette=replace(style.palette, black=style.palette.gold, red=style.palette.gold, clubs=None, diamonds=None)), suit, x, y, 13, fill="solid")
+        canvas.stamp(suit_mask(suit, style.shape, round(13*canvas.scale)), x, y, style.palette.gold)
     else:
         print_pip(canvas, style, suit, x, y, size)
 
-# %% ../../nbs/data/01_deck.ipynb #f7510172
+# %% ../../nbs/data/01_deck.ipynb #424f0761
 _AXIS = 30 # Figures are symmetric about this x
 
 @lru_cache(maxsize=256)
@@ -489,7 +497,7 @@ def read_drawing(
             raise ValueError(f"a figure cannot be drawn with '{how}': {line}")
     return tuple(shapes)
 
-# %% ../../nbs/data/01_deck.ipynb #64b249a3
+# %% ../../nbs/data/01_deck.ipynb #6609760a
 def pattern_mask(
     name:str,      # "checks", "stripes", "bars", "dots", "scales", "chevrons", "lattice", "rays"
     x:np.ndarray,  # Figure units
@@ -517,6 +525,7 @@ def pattern_mask(
         distance = 1.05 - radius if name == "dots" else 0.35 - np.abs(radius - 2.2)
     return np.clip(distance*sharpness + 0.5, 0, 1)
 
+# %% ../../nbs/data/01_deck.ipynb #db0795e5
 @dataclass(frozen=True)
 class Fill:
     "A colour, or a pattern in two colours."
@@ -529,31 +538,31 @@ def draw_figure(
     drawing:str,             # In the language above
     fills:dict[str, Fill],   # For each role; "line" is the contour's
     offset:tuple[float, float]=(0, 0), # Where the figure's origin comes to lie, in the canvas's units
-    size:float=1.0,          # The canvas's units per figure unit
+    size:tuple[float, float]=(1.0, 1.0), # The canvas's units per figure unit, across and down
     width:float=0.5,         # Of contours, figure units
 ):
     "Draws every shape with its contour, in order."
-    contour = fills["line"].colour
+    contour, mean = fills["line"].colour, sum(size)/2
     for role, has_contour, kind, points in read_drawing(drawing):
         fill = fills[role]
         if kind == "dot":
-            x, y, radius = points[0]*size + offset[0], points[1]*size + offset[1], points[2]*size
-            canvas.disc(x, y, radius, fill.colour)
+            x, y = points[:2]*size + offset
+            canvas.disc(x, y, points[2]*mean, fill.colour)
             if has_contour and role != "line":
-                canvas.disc(x, y, radius, contour, 0.8*width*size)
+                canvas.disc(x, y, points[2]*mean, contour, 0.8*width*mean)
             continue
         outline = points*size + offset
         if kind == "line":
-            canvas.stroke(outline, fill.colour, width*size)
+            canvas.stroke(outline, fill.colour, width*mean)
             continue
         if fill.pattern:
             weave(canvas, outline, fill, offset, size)
         else:
             canvas.polygon(outline, fill.colour)
         if has_contour:
-            canvas.stroke(outline, contour, width*size, is_closed=True)
+            canvas.stroke(outline, contour, width*mean, is_closed=True)
 
-def weave(canvas:Canvas, outline:np.ndarray, fill:Fill, offset:tuple[float, float], size:float):
+def weave(canvas:Canvas, outline:np.ndarray, fill:Fill, offset:tuple[float, float], size:tuple[float, float]):
     "Fills an outline with a pattern."
     pixels = canvas.points(outline)
     height, width = canvas.pixels.shape[:2]
@@ -563,15 +572,15 @@ def weave(canvas:Canvas, outline:np.ndarray, fill:Fill, offset:tuple[float, floa
         return
     mask = np.zeros((bottom - top, right - left), np.uint8)
     cv2.fillPoly(mask, [pixels - (left*16, top*16)], 255, cv2.LINE_AA, 4)
-    x = ((np.arange(left, right, dtype=np.float32) + 0.5)/canvas.scale - offset[0])/size
-    y = ((np.arange(top, bottom, dtype=np.float32) + 0.5)/canvas.scale - offset[1])/size
-    share = pattern_mask(fill.pattern, x[None], y[:, None], canvas.scale*size)
+    x = ((np.arange(left, right, dtype=np.float32) + 0.5)/canvas.scale - offset[0])/size[0]
+    y = ((np.arange(top, bottom, dtype=np.float32) + 0.5)/canvas.scale - offset[1])/size[1]
+    share = pattern_mask(fill.pattern, x[None], y[:, None], canvas.scale*sum(size)/2)
     share = np.broadcast_to(share, mask.shape)[..., None]
     cloth = np.float32(fill.colour) + (np.float32(fill.second) - np.float32(fill.colour))*share
     target = canvas.pixels[top:bottom, left:right]
     target[:] = target + (cloth - target)*(mask[..., None]*np.float32(1/255)) + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #4762d953
+# %% ../../nbs/data/01_deck.ipynb #596bbe5d
 ROBE = """
 robe_a one 30,28! 39,29 47,31.5 54,36 59,45 61,74! 30,74!
 robe_b one 30,28! 21,29 13,31.5 6,36 1,45 -1,74! 30,74!
@@ -641,7 +650,6 @@ gold pair 35.6,7.8! 35.8,4.6 33.4,2.4! 37,4 37.4,7.7!
 gold dot 30,1.2,1.1
 """)
 
-# %% ../../nbs/data/01_deck.ipynb #f8cd9308
 QUEEN = """
 {hair}
 skin half 30,22! 33.2,23.5! 33.8,28.4 39,30.4 45,32.6! 40,39 34,42.6 30,43!
@@ -725,7 +733,7 @@ line line 20.6,8.8! 20.8,3.6 24.4,-0.6!
 """)
 MOUSTACHES = ("line lines 30.4,22.1! 32.2,21.7 34,22.4 35.6,21.2!", "~blush dots 24.7,20.6,1.2")
 
-# %% ../../nbs/data/01_deck.ipynb #308f72f1
+# %% ../../nbs/data/01_deck.ipynb #bfc4e5cd
 HELD = { # What a figure holds, upright at x = 50; the hand comes on top
     "sword": """
 steel one 48.4,36! 48.4,7! 50,2! 51.6,7! 51.6,36!
@@ -788,7 +796,7 @@ SKINS = ((250, 222, 196), (240, 204, 170), (222, 178, 138), (176, 124, 86), (122
 HAIRS = ((92, 58, 34), (212, 168, 88), (44, 34, 32), (160, 72, 34), (196, 190, 184))
 PATTERNS = ("checks", "stripes", "dots", "scales", "chevrons", "lattice", "bars", "")
 
-# %% ../../nbs/data/01_deck.ipynb #69aeae67
+# %% ../../nbs/data/01_deck.ipynb #7476b163
 def court_fills(
     style:DeckStyle,
     suit:str,    # A name of SUITS
@@ -797,7 +805,8 @@ def court_fills(
     "The colour and pattern of every role of a figure."
     palette, ink = style.palette, style.palette.ink(suit)
     light = (252, 248, 240) if palette.is_dark else mix(palette.paper, (255, 255, 255), 0.4)
-    others = [palette.gold, palette.blue, palette.red if suit in ("clubs", "spades") else mix(palette.black, palette.blue, 0.4)]
+    opposite = palette.red if suit in ("clubs", "spades") else mix(palette.black, palette.blue, 0.4)
+    others = [palette.gold, palette.blue, opposite]
     second, third = choose(((0, 1), (1, 2), (2, 0), (1, 0), (2, 1)))
     colours = dict(line=palette.line, skin=choose(SKINS[:4]), hair=choose(HAIRS), gold=palette.gold, blue=palette.blue,
                    red=palette.red if sum(palette.red) < 500 else (200, 40, 40), white=light, eye=palette.line, steel=(206, 214, 222),
@@ -805,9 +814,11 @@ def court_fills(
                    robe_a=ink, robe_b=others[second], sleeve=others[third])
     if style.court_mode == "tint":
         grey = {name: 1 - np.dot(colour, (0.3, 0.6, 0.1))/255 for name, colour in colours.items()}
-        colours = {name: mix(light, ink, min(0.9, 0.1 + 0.75*share)) for name, share in grey.items()} | {"line": mix(ink, (0, 0, 0), 0.35)}
+        colours = {name: mix(light, ink, min(0.9, 0.1 + 0.75*share)) for name, share in grey.items()}
+        colours["line"] = mix(ink, (0, 0, 0), 0.35)
     elif style.court_mode == "line":
-        colours = dict.fromkeys(colours, palette.paper) | {"line": ink, "eye": ink, "red": mix(palette.paper, ink, 0.5), "robe_a": mix(palette.paper, ink, 0.15)}
+        shades = {"line": 1, "eye": 1, "red": 0.5, "robe_a": 0.15}
+        colours = {name: mix(palette.paper, ink, shades.get(name, 0)) for name in colours}
     fills = {name: Fill(colour) for name, colour in colours.items()}
     for role, contrast in (("robe_a", "gold"), ("robe_b", "white"), ("sleeve", "gold"), ("sash", "white")):
         trim = ink if style.court_mode == "line" else colours[contrast]
@@ -831,23 +842,27 @@ def court_drawing(
     robe = "" if rank == "Q" else ROBE
     return "\n".join((robe, body, ARMS, HELD[held], HAND))
 
-# %% ../../nbs/data/01_deck.ipynb #ee640d70
+# %% ../../nbs/data/01_deck.ipynb #878c094a
 def double_ended(
     pixels:np.ndarray, # Shape (h, w, 3); only what lies above the line is used
     slope:float,       # Of the dividing line through the middle, y over x; positive falls to the right
 )->np.ndarray:
     "The upper half joined with itself, turned by 180°."
     height, width = pixels.shape[:2]
-    y, x = np.arange(height)[:, None] + 0.5 - height/2, np.arange(width)[None] + 0.5 - width/2
-    return np.where((y - slope*x < 0)[..., None], pixels, pixels[::-1, ::-1])
+    lower = np.zeros((height, width), np.uint8)
+    rise = slope*width/2
+    line = [(0, height/2 - rise), (width, height/2 + rise), (width, 2*height), (0, 2*height)]
+    cv2.fillPoly(lower, [np.int32(np.array(line)*16)], 255, cv2.LINE_8, 4)
+    return cv2.copyTo(cv2.rotate(pixels, cv2.ROTATE_180), lower, pixels.copy())
 
 def court_frame(style:DeckStyle)->tuple[float, float, float, float]:
     "Left, top, width and height of the frame around a figure: between the indices."
     layout = style.layout
     reach = layout.inset + 0.84*layout.height + (0.1 + layout.suit)*layout.height*(layout.index == "beside")
     left = float(np.clip(reach + 2, 15, 23))
-    top = 10.0 if layout.inset < 8 else 13.0
-    return left, top, CARD_WIDTH - 2*left, CARD_HEIGHT - 2*top
+    width = CARD_WIDTH - 2*left
+    height = min(CARD_HEIGHT - (20 if layout.inset < 8 else 26), 1.13*104/60*width)
+    return left, (CARD_HEIGHT - height)/2, width, height
 
 def print_court(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints a king, queen or jack."
@@ -857,23 +872,43 @@ def print_court(canvas:Canvas, style:DeckStyle, card:Card):
     generator = np.random.default_rng([style.court_seed, card.index])
     def choose(options): return options[generator.integers(len(options))]
     left, top, width, height = court_frame(style)
-    box = Canvas(width, height, canvas.scale, style.palette.paper)
+    paper, gold = style.palette.paper, style.palette.gold
+    grounds = (paper, paper, mix(paper, gold, 0.22), mix(paper, ink, 0.08))
+    box = Canvas(width, height, canvas.scale, grounds[style.court_seed//4 % 4])
     # What they hold differs within a deck: the four kings hold four things.
     held = HOLDS[rank][(style.court_seed + SUITS.index(suit))%4]
     fills = court_fills(style, suit, choose)
-    size = min(width/60, height/104)*1.02
-    offset = (width/2 - 30*size, height/2 - 52*size)
+    size = figure_size(width, height)
+    offset = (width/2 - 30*size[0], height/2 - 51*size[1])
     draw_figure(box, court_drawing(rank, choose, held), fills, offset, size, 0.55)
     print_pip(box, style, suit, 8.5, 9.5, 14, fill="solid")
     box.pixels = double_ended(box.pixels, style.slope)
-    across = np.array([[-width, -width*style.slope], [width, width*style.slope]])
-    for shift in (-0.9, 0.9):
-        box.stroke(across + (width/2, height/2 + shift), fills["line"].colour, 0.5)
+    print_girdle(box, style, fills, width, height)
     y, x = round(top*canvas.scale), round(left*canvas.scale)
     canvas.pixels[y:y + box.pixels.shape[0], x:x + box.pixels.shape[1]] = box.pixels
     line = mix(ink, style.palette.line, 0.3) if not style.palette.is_dark else ink
     for gap, thickness in {"line": ((0, 0.6),), "double": ((0, 0.5), (-1.8, 0.5)), "none": ()}[style.layout.court_frame]:
         print_rectangle(canvas, left + gap, top + gap, line, thickness)
+
+def figure_size(width:float, height:float)->tuple[float, float]:
+    "Units per figure unit, across and down, that fill the frame without distorting the figure much."
+    across, down = width/60, height/104
+    return min(across, 1.13*down), min(down, 1.13*across)
+
+def print_girdle(box:Canvas, style:DeckStyle, fills:dict[str, Fill], width:float, height:float):
+    "The line or the belt that divides the two halves."
+    middle, across = np.array([width/2, height/2]), np.array([width, width*style.slope])
+    if style.court_seed % 3:
+        half = 1.7
+        edge = np.array([(0, half), (0, half)])
+        ends = np.stack([-across, across])
+        box.polygon(np.concatenate([ends - edge, (ends + edge)[::-1]]) + middle, fills["gold"].colour)
+        for place in np.arange(-0.5, 0.51, 0.0625):
+            box.disc(*(middle + across*place), 0.8, fills["robe_a"].colour)
+    else:
+        half = 0.7
+    for shift in (-half, half):
+        box.stroke(np.array([-across, across]) + middle + (0, shift), fills["line"].colour, 0.5)
 
 def print_rectangle(canvas:Canvas, left:float, top:float, colour:Colour, thickness:float):
     "A frame that lies as far from the right and the lower edge as from the left and the upper one."
@@ -885,13 +920,14 @@ def print_monogram(canvas:Canvas, style:DeckStyle, rank:str, suit:str):
     x, y, ink = CARD_WIDTH/2, CARD_HEIGHT/2, style.palette.ink(suit)
     if style.layout.court == "suit":
         return print_pip(canvas, style, suit, x, y, 52)
-    canvas.stamp(text_mask(rank, style.font, round(36*canvas.scale), round(44*canvas.scale), style.weight, style.condense), x, y - 2, ink)
+    mask = text_mask(rank, style.font, round(36*canvas.scale), round(44*canvas.scale), style.weight, style.condense)
+    canvas.stamp(mask, x, y - 2, ink)
     print_pip(canvas, style, suit, x, y + 30, 17)
     crown = {"K": CROWNS[0], "Q": CORONETS[0], "J": CAPS[0]}[rank]
     fills = court_fills(style, suit, lambda options: options[0])
-    draw_figure(canvas, crown, fills, (x - 30*1.3, y - 42), 1.3, 0.5)
+    draw_figure(canvas, crown, fills, (x - 30*1.3, y - 42), (1.3, 1.3), 0.5)
 
-# %% ../../nbs/data/01_deck.ipynb #02633e71
+# %% ../../nbs/data/01_deck.ipynb #30d64cfd
 JOKER_BODY = """
 robe_a one 30,34! 40,36 49,41 56,50 60,60 61,76! 30,76!
 robe_b one 30,34! 20,36 11,41 4,50 0,60 -1,76! 30,76!
@@ -927,7 +963,7 @@ gold half 30,12.8! 38.2,14.6! 39,17.8! 30,16!
 ~red dots 33.6,15.2,0.7 36.6,16.1,0.7
 ~red dot 30,14.6,0.8
 """
-STAR = np.stack([(1 - 0.6*(np.arange(10) % 2))*np.sin(np.arange(10)*math.pi/5), -(1 - 0.6*(np.arange(10) % 2))*np.cos(np.arange(10)*math.pi/5)], axis=1)
+STAR = curve("0,-1! 0.24,-0.32! 0.95,-0.31! 0.38,0.12! 0.59,0.81! 0,0.4!", axis=0) # Within the unit circle
 
 def print_joker(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints the joker and the word or star in its corners."
@@ -939,16 +975,18 @@ def print_joker(canvas:Canvas, style:DeckStyle, card:Card):
     ink = palette.ink(suit)
     if layout.court == "figure" and choose((True, False)):
         left, top, width, height = court_frame(style)
-        box, size = Canvas(width, height, canvas.scale, palette.paper), min(width/60, height/104)
-        draw_figure(box, JOKER_BODY + JOKER, fills, (width/2 - 30*size, height/2 - 54*size), size, 0.55)
+        box, size = Canvas(width, height, canvas.scale, palette.paper), figure_size(width, height)
+        offset = (width/2 - 30*size[0], height/2 - 52*size[1])
+        draw_figure(box, JOKER_BODY + JOKER, fills, offset, size, 0.55)
         box.pixels = double_ended(box.pixels, style.slope)
+        print_girdle(box, style, fills, width, height)
         row, column = round(top*canvas.scale), round(left*canvas.scale)
         canvas.pixels[row:row + box.pixels.shape[0], column:column + box.pixels.shape[1]] = box.pixels
         print_rectangle(canvas, left, top, ink if palette.is_dark else palette.line, 0.6)
     else:
         for angle in np.arange(0, 2*math.pi, math.pi/7)*choose((0, 1)):
             canvas.polygon(STAR*2.6 + (x + 31*math.sin(angle), y - 2 - 44*math.cos(angle)), palette.gold)
-        draw_figure(canvas, JOKER, fills, (x - 30*1.12, y - 29*1.12 - 3), 1.12, 0.5)
+        draw_figure(canvas, JOKER, fills, (x - 30*1.12, y - 29*1.12 - 3), (1.12, 1.12), 0.5)
         if choose((True, False)):
             mask = text_mask("JOKER", style.font, round(7*canvas.scale), round(44*canvas.scale), style.weight)
             canvas.stamp(mask, x, y + 45, ink)
@@ -968,7 +1006,8 @@ def print_joker_index(canvas:Canvas, style:DeckStyle, ink:Colour):
     else:
         size = 0.55*height
         for i, letter in enumerate("JOKER"):
-            marks.append((text_mask(letter, style.font, round(size*canvas.scale), round(size*canvas.scale), style.weight), column, top + size/2 + i*1.25*size))
+            pixels = round(size*canvas.scale)
+            marks.append((text_mask(letter, style.font, pixels, pixels, style.weight), column, top + size/2 + i*1.25*size))
     for mask, mark_x, mark_y in marks:
         for is_turned in (False, True):
             mark = (CARD_WIDTH - mark_x, CARD_HEIGHT - mark_y) if is_turned else (mark_x, mark_y)
@@ -977,7 +1016,7 @@ def print_joker_index(canvas:Canvas, style:DeckStyle, ink:Colour):
             else:
                 canvas.stamp(mask, *mark, ink, is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #b7229819
+# %% ../../nbs/data/01_deck.ipynb #5d5d78a6
 def cloud(
     height:int,
     width:int,
@@ -995,7 +1034,7 @@ def paper_texture(
     style:DeckStyle,
     height:int,      # Pixels
     width:int,       # Pixels
-)->np.ndarray:       # Brightness of the paper, shape (height, width, 1), float32 about 1
+)->np.ndarray:       # Brightness of the paper, shape (height, width, 3), float32 about 1
     "The structure of a deck's paper, and how its wear has darkened it."
     generator = np.random.default_rng([style.seed, 1])
     y, x = np.linspace(0, 1, height, dtype=np.float32)[:, None], np.linspace(0, 1, width, dtype=np.float32)[None]
@@ -1010,36 +1049,41 @@ def paper_texture(
         texture += 0.07*cloud(height, width, 40, generator) + 0.04*cloud(height, width, 6, generator)
     edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)*1.4)
     texture -= (0.1 if style.paper == "vignette" else 0.25*style.stains)*np.exp(-edge*14)
-    return texture[..., None]
+    return cv2.merge([texture]*3)
 
 def use(
     pixels:np.ndarray,             # RGB face, shape (h, w, 3), uint8
     style:DeckStyle,
     generator:np.random.Generator,
 )->np.ndarray:                     # RGB, uint8
-    "The wear of years: faded ink, stains, scratches, whitened edges."
+    "Printed on the deck's paper, and worn for years: faded ink, stains, scratches, rubbed edges."
     height, width = pixels.shape[:2]
     scale = width/CARD_WIDTH
-    pixels = pixels.astype(np.float32)
     if style.fade > 0.05:
-        pixels += (np.float32(style.palette.paper) - pixels)*(0.35*style.fade)
-    pixels *= paper_texture(style, height, width)
-    if style.stains > 0.08:
-        blotch = np.clip(cloud(height, width, 25*scale, generator) + 0.5*cloud(height, width, 8*scale, generator) - 0.75 + 0.5*style.stains, 0, 1)
-        pixels *= 1 - blotch[..., None]*np.float32((0.18, 0.3, 0.5))
-    bright = np.float32(style.palette.paper)*0.5 + 110
-    for _ in range(round(generator.uniform(0.3, 1)*14*style.scratches)):
+        share = 0.35*style.fade
+        pixels = cv2.addWeighted(pixels, 1 - share, blank(height, width, style.palette.paper), share, 0)
+    if style.paper != "smooth" or style.stains > 0.05:
+        pixels = cv2.multiply(pixels, paper_texture(style, height, width), dtype=cv2.CV_8U)
+    if style.stains > 0.2:
+        blotch = 0.5*style.stains - 0.95
+        for share, cells in ((1, 30), (0.4, 9), (0.15, 3)):
+            blotch = blotch + share*cloud(height, width, cells*scale, generator)
+        share = np.clip(1.6*blotch, 0, 0.7) + 0.6*np.exp(-(blotch*14)**2) # Liquid dries darkest at its rim
+        pixels = np.uint8(pixels*(1 - share[..., None]*np.float32((0.16, 0.27, 0.42))))
+    bright = mix(style.palette.paper, (200, 200, 200), 0.5)
+    for _ in range(round(generator.uniform(0.3, 1)*12*style.scratches - 0.4)):
         start, angle = generator.uniform(0, 1, 2)*(width, height), generator.uniform(0, math.pi)
-        end = start + generator.uniform(5, 60)*scale*np.array([math.cos(angle), math.sin(angle)])
-        cv2.line(pixels, np.int32(start*16).tolist(), np.int32(end*16).tolist(), bright.tolist(), 1, cv2.LINE_AA, 4)
-    if style.edge_wear > 0.05:
+        end = start + generator.uniform(3, 35)*scale*np.array([math.cos(angle), math.sin(angle)])
+        cv2.line(pixels, np.int32(start*16).tolist(), np.int32(end*16).tolist(), bright, 1, cv2.LINE_AA, 4)
+    if style.edge_wear > 0.1:
         y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
         edge = np.minimum(np.minimum(x, width - 1 - x), np.minimum(y, height - 1 - y))/scale
-        share = np.clip(2*style.edge_wear*(1 + cloud(height, width, 4*scale, generator)) - edge, 0, 1)[..., None]
-        pixels += (np.float32((196, 186, 170)) - pixels)*share
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+        rough = 1 + 0.5*cloud(height, width, 14*scale, generator) + 0.5*cloud(height, width, 1.5*scale, generator)
+        share = np.clip(0.8 - edge/(2.2*style.edge_wear*rough.clip(0.05) + 0.1), 0, 0.75)[..., None]
+        pixels = np.uint8(pixels + (np.float32((188, 176, 158)) - pixels)*share)
+    return pixels
 
-# %% ../../nbs/data/01_deck.ipynb #337daa2e
+# %% ../../nbs/data/01_deck.ipynb #a2c0d0c5
 FACE_WIDTH = 240 # Pixels; enough for a card that fills a photograph of 224
 _SUPERSAMPLING = 2
 
@@ -1055,9 +1099,16 @@ def card_outline(
     angle = np.linspace(0, math.pi/2, 16)
     arc = radius*np.stack([np.cos(angle), np.sin(angle)], axis=1)
     turns = ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    corners = [(CARD_WIDTH/2, CARD_HEIGHT/2) + np.array(turn)*((CARD_WIDTH/2 - radius - 0.2, CARD_HEIGHT/2 - radius - 0.2) + (arc if turn[0]*turn[1] > 0 else arc[::-1])) for turn in turns]
-    cv2.fillPoly(mask, [np.int32(np.concatenate(corners)*scale)], 255)
+    middle = np.array([CARD_WIDTH/2, CARD_HEIGHT/2])
+    quarter = middle - radius - 0.2 + arc # The lower right corner, seen from the middle
+    corners = [np.array(turn)*(quarter if turn[0] == turn[1] else quarter[::-1]) for turn in turns]
+    cv2.fillPoly(mask, [np.int32((np.concatenate(corners) + middle)*scale)], 255)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
+
+FRAMES = { # The upper right half of frames that leave the indices' corners free
+    "corners": ("70,4! 96,4! 96,30!", "74,6.4! 93.6,6.4! 93.6,26!"),
+    "bar": ("30,4! 96,4! 96,106!",),
+}
 
 def print_frame(canvas:Canvas, style:DeckStyle, ink:Colour):
     "The border and the frame around a face."
@@ -1070,9 +1121,9 @@ def print_frame(canvas:Canvas, style:DeckStyle, ink:Colour):
         print_rectangle(canvas, 5.4, 5.4, ink, 0.4)
     if frame in ("corners", "bar"):
         for is_turned in (False, True):
-            for points in {"corners": ("70,4! 96,4! 96,30!", "74,6.4! 93.6,6.4! 93.6,26!"), "bar": ("30,4! 96,4! 96,106!",)}[frame]:
+            for points in FRAMES[frame]:
                 outline = curve(points, is_closed=False)
-                canvas.stroke((CARD_WIDTH, CARD_HEIGHT) - outline if is_turned else outline, ink, 0.9 if frame == "bar" else 0.6)
+                canvas.stroke((CARD_WIDTH, CARD_HEIGHT) - outline if is_turned else outline, ink, 0.7)
 
 @lru_cache(maxsize=160)
 def render_face(
@@ -1098,11 +1149,12 @@ def finish(canvas:Canvas, style:DeckStyle, width:int, generator:np.random.Genera
     "Reduces the drawing to its size, wears it and cuts out the card."
     alpha = card_outline(width, style.radius)
     pixels = cv2.resize(canvas.pixels, alpha.shape[::-1], interpolation=cv2.INTER_AREA)
-    card = np.dstack([use(pixels, style, generator), alpha])
+    card = cv2.cvtColor(use(pixels, style, generator), cv2.COLOR_RGB2RGBA)
+    card[..., 3] = alpha
     card.flags.writeable = False
     return card
 
-# %% ../../nbs/data/01_deck.ipynb #633b0b2e
+# %% ../../nbs/data/01_deck.ipynb #bc8a91ff
 @lru_cache(maxsize=8)
 def render_back(
     style:DeckStyle,
@@ -1121,13 +1173,17 @@ def render_back(
                 is_turned = (row, column) > (0, 0)
                 suit = SUITS[abs(row + column) % 4]
                 mask = suit_mask(suit, style.shape, round(8*canvas.scale))
-                box.stamp(mask, 44 + column*11 + 5.5*(row % 2)*(1 if row > 0 else -1), 64 + row*12, print_colour, is_turned)
+                shift = 5.5*(row % 2)*(1 if row > 0 else -1)
+                box.stamp(mask, 44 + column*11 + shift, 64 + row*12, print_colour, is_turned)
     else:
         radius, angle = np.hypot(x, y), np.arctan2(y, x)
-        field = {"lattice": np.maximum(np.cos((x + y)*0.9), np.cos((x - y)*0.9)) - 0.9 + 0.5*(np.cos(x*0.9)*np.cos(y*0.9) > 0.6),
-                 "rosette": np.cos(radius*1.1 + 2.2*np.cos(angle*12)) - 0.25, "scales": np.cos(radius*1.4)*np.cos(angle*16) - 0.1,
-                 "rings": np.cos(np.hypot(np.abs(x) - 22, np.abs(y) - 32)*1.6) - 0.2,
-                 "weave": np.where((np.floor(x/6) + np.floor(y/6)) % 2 == 0, np.cos(x*2.1), np.cos(y*2.1)) - 0.2}[style.back]
+        field = {
+            "lattice": np.maximum(np.cos((x + y)*0.9), np.cos((x - y)*0.9)) - 0.9 + 0.5*(np.cos(x*0.9)*np.cos(y*0.9) > 0.6),
+            "rosette": np.cos(radius*1.1 + 2.2*np.cos(angle*12)) - 0.25,
+            "scales": np.cos(radius*1.4)*np.cos(angle*16) - 0.1,
+            "rings": np.cos(np.hypot(np.abs(x) - 22, np.abs(y) - 32)*1.6) - 0.2,
+            "weave": np.where((np.floor(x/6) + np.floor(y/6)) % 2 == 0, np.cos(x*2.1), np.cos(y*2.1)) - 0.2,
+        }[style.back]
         share = np.clip(field*canvas.scale*0.7 + 0.5, 0, 1)[..., None]
         box.pixels[:] = box.pixels + (np.float32(print_colour) - box.pixels)*share
     box.stroke(np.array([(1.5, 1.5), (86.5, 1.5), (86.5, 126.5), (1.5, 126.5)]), print_colour, 0.8, is_closed=True)
@@ -1141,7 +1197,7 @@ def render_back(
     canvas.pixels[margin:margin + box.pixels.shape[0], margin:margin + box.pixels.shape[1]] = box.pixels
     return finish(canvas, style, width, np.random.default_rng([style.seed, 3]))
 
-# %% ../../nbs/data/01_deck.ipynb #8101202a
+# %% ../../nbs/data/01_deck.ipynb #08d4db93
 def wood(size:int, generator:np.random.Generator)->np.ndarray:
     base = np.float32(((164, 116, 70), (112, 74, 44), (196, 160, 116), (88, 62, 48), (150, 146, 138))[generator.integers(5)])
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -1149,14 +1205,16 @@ def wood(size:int, generator:np.random.Generator)->np.ndarray:
     plank = np.floor(y*n_planks/size)
     shift = generator.uniform(0, 400, n_planks).astype(np.float32)[plank.astype(int)]
     warp = cloud(size, size, 60, generator, 5)
-    grain = np.sin((y + shift)*0.18 + 5*warp)*0.5 + 0.4*cloud(size, size, 3, generator, 14) + 0.2*generator.standard_normal((size, size), dtype=np.float32)*0.4
+    grain = 0.5*np.sin((y + shift)*0.18 + 5*warp) + 0.4*cloud(size, size, 3, generator, 14)
+    grain += 0.08*generator.standard_normal((size, size), dtype=np.float32)
     light = 1 + 0.12*grain + generator.uniform(-0.1, 0.1, n_planks).astype(np.float32)[plank.astype(int)]
     light *= np.where((y*n_planks/size) % 1 < 1.6*n_planks/size, 0.45, 1)
     return base*light[..., None]
 
 def felt(size:int, generator:np.random.Generator)->np.ndarray:
     base = np.float32(((20, 104, 62), (22, 70, 130), (130, 22, 40), (36, 128, 84), (48, 48, 54))[generator.integers(5)])
-    light = 1 + 0.1*generator.standard_normal((size, size), dtype=np.float32) + 0.05*cloud(size, size, 4, generator) + 0.06*cloud(size, size, 80, generator)
+    light = 1 + 0.1*generator.standard_normal((size, size), dtype=np.float32)
+    light += 0.05*cloud(size, size, 4, generator) + 0.06*cloud(size, size, 80, generator)
     return base*light[..., None]
 
 def cloth(size:int, generator:np.random.Generator)->np.ndarray:
@@ -1169,7 +1227,8 @@ def cloth(size:int, generator:np.random.Generator)->np.ndarray:
 
 def plain(size:int, generator:np.random.Generator)->np.ndarray:
     base = np.float32(generator.uniform(20, 245) + generator.uniform(-30, 30, 3)).clip(8, 250)
-    return base*(1 + 0.06*cloud(size, size, 150, generator) + 0.012*generator.standard_normal((size, size), dtype=np.float32))[..., None]
+    light = 1 + 0.06*cloud(size, size, 150, generator) + 0.012*generator.standard_normal((size, size), dtype=np.float32)
+    return base*light[..., None]
 
 def newspaper(size:int, generator:np.random.Generator)->np.ndarray:
     page = np.full((size, size), 218, np.float32) + 8*cloud(size, size, 60, generator)
@@ -1202,16 +1261,18 @@ def stone(size:int, generator:np.random.Generator)->np.ndarray:
     veins = np.exp(-np.abs(field)*14)
     return base*(1 + 0.1*field - 0.3*veins)[..., None]
 
+# %% ../../nbs/data/01_deck.ipynb #3bf288bc
 TABLES = {"wood": wood, "felt": felt, "cloth": cloth, "plain": plain, "newspaper": newspaper, "carpet": carpet, "stone": stone}
-_TABLE_SIZE, _N_VARIANTS = 512, 6
+N_TABLE_VARIANTS = 4 # Of each kind
 
-@lru_cache(maxsize=len(TABLES)*_N_VARIANTS)
+@lru_cache(maxsize=2*len(TABLES)*N_TABLE_VARIANTS)
 def table_texture(
     kind:str,    # A name of TABLES
-    variant:int, # 0 to 5
-)->np.ndarray:   # Shape (512, 512, 3), uint8, read-only
+    variant:int, # From 0 to N_TABLE_VARIANTS - 1
+    size:int=640, # Pixels
+)->np.ndarray:   # Shape (size, size, 3), uint8, read-only
     "One of a kind of table's variants."
-    texture = TABLES[kind](_TABLE_SIZE, np.random.default_rng([list(TABLES).index(kind), variant]))
+    texture = TABLES[kind](size, np.random.default_rng([list(TABLES).index(kind), variant]))
     texture = np.clip(texture, 0, 255).astype(np.uint8)
     texture.flags.writeable = False
     return texture
@@ -1224,14 +1285,17 @@ def table(
 )->np.ndarray:           # RGB, shape (height, width, 3), uint8
     "A piece of a table, at a magnification and an angle by lot."
     kind = kind or list(TABLES)[generator.integers(len(TABLES))]
-    texture = table_texture(kind, int(generator.integers(_N_VARIANTS)))
-    zoom, angle = generator.uniform(0.8, 1.6)*max(height, width)/448, generator.uniform(0, 2*math.pi)
-    cosine, sine = zoom*math.cos(angle), zoom*math.sin(angle)
-    x, y = generator.uniform(0, _TABLE_SIZE, 2)
-    matrix = np.array([[cosine, -sine, x*2 - _TABLE_SIZE], [sine, cosine, y*2 - _TABLE_SIZE]])
+    diagonal = math.hypot(height, width)
+    size = 640 if diagonal < 500 else 1280
+    texture = table_texture(kind, int(generator.integers(N_TABLE_VARIANTS)), size)
+    zoom, angle = generator.uniform(1.02, 1.7)*diagonal/size, generator.uniform(0, 2*math.pi)
+    slack = size/2 - diagonal/zoom/2 # How far the piece may lie from the texture's middle without reaching over its edge
+    middle = size/2 + generator.uniform(-slack, slack, 2)/math.sqrt(2)
+    turn = zoom*np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = np.column_stack([turn, (width/2, height/2) - turn @ middle])
     return cv2.warpAffine(texture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
-# %% ../../nbs/data/01_deck.ipynb #f578daa1
+# %% ../../nbs/data/01_deck.ipynb #0c4b9a35
 def lay_card(
     image:np.ndarray,    # RGB, uint8; the card is drawn into it
     card:np.ndarray,     # RGBA, upright
@@ -1256,13 +1320,13 @@ def lay_card(
         dark = cv2.blur(dark, (int(2*shift) + 1,)*2)
         keep = cv2.convertScaleAbs(dark, alpha=-shadow, beta=255)
         cv2.multiply(image, cv2.merge([keep]*3), image, 1/255)
-    # Only whole and half covered pixels have a colour of their own: at the edge the transparent black is divided out.
+    # A face is printed beneath its transparent corners too, so that no dark seam appears where they are mixed.
     solid = cv2.merge([alpha]*3)
     cv2.multiply(image, 255 - solid, image, 1/255)
     cv2.add(image, cv2.multiply(warped[..., :3], solid, scale=1/255), image)
     return alpha
 
-# %% ../../nbs/data/01_deck.ipynb #8c0b180b
+# %% ../../nbs/data/01_deck.ipynb #2463815b
 @lru_cache(maxsize=2)
 def film_grain(size:int=640)->np.ndarray:
     "Noise that photographs cut theirs from, shape (size, size, 3), float32 with unit variance."
@@ -1279,12 +1343,12 @@ def light(
     level = 1 + slope[0]*x + slope[1]*y
     kind = generator.random()
     if kind < 0.2: # Something stands in the light
-        angle, distance, softness = generator.uniform(0, 2*math.pi), generator.uniform(-0.3, 0.9), generator.uniform(0.03, 0.3)
-        edge = (np.float32(math.cos(angle))*x + np.float32(math.sin(angle))*y - np.float32(distance))/np.float32(softness)
-        level -= np.float32(generator.uniform(0.1, 0.35))*np.clip(edge + 0.5, 0, 1)
+        angle, distance, softness, depth = generator.uniform((0, -0.3, 0.03, 0.1), (2*math.pi, 0.9, 0.3, 0.35)).tolist()
+        edge = (math.cos(angle)*x + math.sin(angle)*y - distance)/softness
+        level -= depth*np.clip(edge + 0.5, 0, 1)
     elif kind < 0.32: # The lamp is mirrored in the varnish
-        centre = generator.uniform(-1, 1, 2).astype(np.float32)
-        level += np.float32(generator.uniform(0.1, 0.5))*np.exp(-((x - centre[0])**2 + (y - centre[1])**2)*np.float32(generator.uniform(2, 9)))
+        centre_x, centre_y, gain, width = generator.uniform((-1, -1, 0.1, 2), (1, 1, 0.5, 9)).tolist()
+        level += gain*np.exp(-((x - centre_x)**2 + (y - centre_y)**2)*width)
     return level[..., None]
 
 def develop(
@@ -1296,7 +1360,7 @@ def develop(
     height, width = image.shape[:2]
     if generator.random() < 0.5*strength: # Out of focus, or from a small file
         if generator.random() < 0.6:
-            image = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.4, 1.3)*width/224)
+            image = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.4, 1.3)*math.sqrt(max(height, width)/224))
         else:
             small = generator.uniform(0.4, 0.8)
             image = cv2.resize(cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA), (width, height))
@@ -1317,7 +1381,7 @@ def develop(
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return image
 
-# %% ../../nbs/data/01_deck.ipynb #f5c5f3fe
+# %% ../../nbs/data/01_deck.ipynb #8ff62e6f
 POSES = {"filled": 0.56, "framed": 0.14, "askew": 0.2, "corner": 0.06, "lying": 0.04}
 
 def pose(
@@ -1328,7 +1392,7 @@ def pose(
     "Where the card lies in the picture: turned, tilted and stretched, never mirrored."
     ratio = CARD_WIDTH/CARD_HEIGHT
     if kind == "filled":     # The card is the picture
-        width, height, angle, shift, depth = generator.uniform(0.94, 1.05), generator.uniform(0.94, 1.05), generator.normal(0, 0.012), 0.015, 0.01
+        (width, height), angle, shift, depth = generator.uniform(0.94, 1.05, 2), generator.normal(0, 0.012), 0.015, 0.01
     elif kind == "framed":   # With a margin, straight
         height = generator.uniform(0.8, 0.98)
         width, angle, shift, depth = height*generator.uniform(ratio, 1.0), generator.normal(0, 0.02), 0.02, 0.02
@@ -1361,14 +1425,12 @@ def thumb(image:np.ndarray, corners:np.ndarray, generator:np.random.Generator):
     way += generator.normal(0, 0.25, 2)
     width = generator.uniform(0.07, 0.11)*size
     skin = mix(SKINS[generator.integers(len(SKINS))], (200, 120, 100), 0.25)
-    layer, coverage = image.copy(), np.zeros(image.shape[:2], np.uint8)
-    for share in np.linspace(1, 0, 5): # Rounded by a darker rim
+    layer = image.copy()
+    for share in np.linspace(1, 0, 8): # Rounded by a darker rim
         colour = mix(skin, mix(skin, (60, 20, 10), 0.5), share)
         ends = [np.int32(point*16).tolist() for point in (tip, tip + way*size)]
-        cv2.line(layer, *ends, colour, max(1, round(2*width*(0.8 + 0.2*share))), cv2.LINE_AA, 4)
-    nail = tip + way*width*0.25
-    cv2.ellipse(layer, (tuple(map(float, nail)), (float(width*0.8), float(width)), math.degrees(math.atan2(way[1], way[0])) + 90), mix(skin, (255, 225, 215), 0.5), -1, cv2.LINE_AA)
-    image[:] = cv2.GaussianBlur(layer, (0, 0), 0.8) if coverage.size else layer
+        cv2.line(layer, *ends, colour, max(1, round(2*width*(0.72 + 0.28*share))), cv2.LINE_AA, 4)
+    image[:] = cv2.GaussianBlur(layer, (0, 0), 0.006*size)
 
 def photograph(
     face:np.ndarray,               # RGBA card, upright, as render_face gives it
@@ -1379,8 +1441,8 @@ def photograph(
     kind = list(POSES)[int(np.searchsorted(np.cumsum(list(POSES.values())), generator.random()))]
     corners = pose(generator, size, kind)
     if generator.random() < (0.75 if kind in ("filled", "framed") else 0.25): # Cut out in front of one colour
-        image = np.empty((size, size, 3), np.uint8)
-        image[:] = (255, 255, 255) if generator.random() < 0.6 else tuple(generator.integers(0, 256, 3).tolist())
+        grey = (255, 255, 255, 245, 0, 20)[generator.integers(6)]
+        image = blank(size, size, (grey,)*3 if generator.random() < 0.75 else tuple(generator.integers(0, 256, 3).tolist()))
     else:
         image = table(generator, size, size)
     lay_card(image, face, corners, generator.uniform(0, 0.6), generator.uniform(0.004, 0.03))
@@ -1388,100 +1450,212 @@ def photograph(
         thumb(image, corners, generator)
     return develop(image, generator)
 
-# %% ../../nbs/data/01_deck.ipynb #83490c44
+# %% ../../nbs/data/01_deck.ipynb #33495406
+@dataclass(frozen=True)
+class Scene:
+    "A picture of a table and the truth about it."
+    image:np.ndarray        # RGB, shape (h, w, 3), uint8
+    cards:tuple[Card, ...]  # From the lowest to the topmost
+    corners:np.ndarray      # Pixels, shape (n, 4, 2), float32: each card's own top left, top right, bottom right, bottom left
+    visible:np.ndarray      # Share of each card that no other card covers, shape (n,), float32
+
+def camera(
+    generator:np.random.Generator,
+    height:int,
+    width:int,
+    tilt:float, # 0 looks straight down; 1 is a strong slant
+)->np.ndarray:  # Homography from the table, whose unit is a pixel seen from above, into the picture, shape (3, 3)
+    "A camera above the table."
+    away = generator.uniform(-0.5, 0.5, 2)*tilt/np.array([width, height])
+    centre = np.array([width/2, height/2])
+    move = np.array([[1, 0, -centre[0]], [0, 1, -centre[1]], [0, 0, 1]])
+    slant = np.array([[1, 0, 0], [0, 1 - 0.15*tilt*generator.random(), 0], [away[0], away[1], 1]])
+    return np.linalg.inv(move) @ slant @ move
+
+def through(matrix:np.ndarray, points:np.ndarray)->np.ndarray:
+    "Points of the table as the camera sees them."
+    return cv2.perspectiveTransform(np.float64(points)[None], matrix)[0]
+
+def place_cards(
+    generator:np.random.Generator,
+    n_cards:int,
+    height:int,          # Of the picture, pixels
+    width:int,
+    matrix:np.ndarray,   # The camera
+    max_overlap:float,   # Largest share of a card that one other card may cover
+    is_upright:bool,     # Turned by a few degrees only
+)->np.ndarray:           # Corners in the picture, shape (n, 4, 2), float32
+    "Drops cards of one size where they lie inside the picture; smaller ones when there is no room."
+    length = generator.uniform(0.4, 0.85)*min(height, width)/max(1, n_cards)**0.35
+    placed, n_tries = [], 0
+    while len(placed) < n_cards:
+        n_tries += 1
+        if n_tries % 60 == 0: # Start again with smaller cards
+            placed, length = [], 0.9*length
+        angle = generator.normal(0, 0.12) if is_upright else generator.uniform(-math.pi, math.pi)
+        centre = generator.uniform(0, 1, 2)*(width, height)
+        half = np.array([length*CARD_WIDTH/CARD_HEIGHT, length])/2
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        corners = through(matrix, np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])*half @ turn + centre)
+        is_inside = (corners > 2).all() and (corners < (width - 3, height - 3)).all()
+        if is_inside and all(overlap(corners, other) <= max_overlap for other in placed):
+            placed.append(corners)
+    return np.float32(placed).reshape(-1, 4, 2)
+
+def overlap(first:np.ndarray, second:np.ndarray)->float:
+    "The area that two quadrilaterals share, relative to the smaller one."
+    first, second = np.float32(first), np.float32(second)
+    shared, _ = cv2.intersectConvexConvex(first, second)
+    return shared/min(cv2.contourArea(first), cv2.contourArea(second))
+
+# %% ../../nbs/data/01_deck.ipynb #54082bba
+def render_scene(
+    cards:Sequence[Card],           # From the lowest to the topmost; an empty table is a scene too
+    style:DeckStyle|Sequence[DeckStyle], # The deck, or one deck for each card
+    generator:np.random.Generator,  # The same state gives the same scene
+    height:int=480,                 # Pixels
+    width:int=640,                  # Pixels
+    table_kind:str|None=None,       # A name of TABLES; by lot if None
+    max_overlap:float=0.0,          # Largest share of a card that one other may cover
+    tilt:float=0.6,                 # 0 looks straight down; 1 is a strong slant
+    is_upright:bool=False,          # Cards turned by a few degrees only
+    n_backs:int=0,                  # Cards that lie face down among the others: their corners are not told
+)->Scene:
+    "Photographs cards on a table. Raises ValueError if styles and cards do not pair up."
+    cards = tuple(cards)
+    styles = (style,)*len(cards) if isinstance(style, DeckStyle) else tuple(style)
+    if len(styles) != len(cards):
+        raise ValueError(f"{len(cards)} cards and {len(styles)} styles: give one style, or one for each card")
+    matrix = camera(generator, height, width, tilt)
+    corners = place_cards(generator, len(cards) + n_backs, height, width, matrix, max_overlap, is_upright)
+    around = np.array([[1, 0, -0.4*width], [0, 1, -0.4*height], [0, 0, 1]]) # The slant shows more of the table than the picture's own size
+    surface = table(generator, round(1.8*height), round(1.8*width), table_kind)
+    image = cv2.warpPerspective(surface, matrix @ around, (width, height), borderMode=cv2.BORDER_REFLECT)
+    is_face = np.ones(len(corners), bool)
+    is_face[generator.permutation(len(corners))[:n_backs]] = False
+    shadow, lift = generator.uniform(0.2, 0.6), generator.uniform(0.004, 0.02)
+    faces, covered = iter(zip(cards, styles, strict=True)), []
+    for quad, shows_face in zip(corners, is_face, strict=True):
+        span = np.linalg.norm(quad[0] - quad[1])
+        pixels = FACE_WIDTH*int(np.clip(math.ceil(span/FACE_WIDTH), 1, 3))
+        card = render_face(*next(faces), pixels) if shows_face else render_back(random_style(int(generator.integers(1 << 30))), pixels)
+        covered.append(lay_card(image, card, quad, shadow, lift) > 127)
+    return Scene(develop(image, generator), cards, corners[is_face], visible_shares(covered)[is_face])
+
+def visible_shares(
+    covered:list[np.ndarray], # Which pixels each card covers, shape (h, w), bool; the lowest first
+)->np.ndarray:                # Shape (n,), float32
+    "How much of each card no later one covers."
+    shares, above = np.ones(len(covered), np.float32), None
+    for i in reversed(range(len(covered))):
+        if above is not None:
+            shares[i] = 1 - (covered[i] & above).sum()/max(1, covered[i].sum())
+        above = covered[i] if above is None else above | covered[i]
+    return shares
+
+# %% ../../nbs/data/01_deck.ipynb #1a5feac6
 class DeckError(ValueError):
     "A data set cannot be rendered into this folder."
 
 DATA_SET_FILE = "deck.json"  # Marks a folder as rendered and says with what
 RENDERER_VERSION = 1         # Raised when the same seed gives other pictures
 IMAGES_PER_CLASS = {"train": 50, "valid": 6, "test": 8}
-_PHOTOGRAPHS_PER_DECK = 2    # Of each card of a deck, in the training split
 
-def deck_of(seed:int, split:str, index:int)->DeckStyle:
-    "The deck of the images of one number: from the training family for train, from the unseen family otherwise."
-    place = list(IMAGES_PER_CLASS).index(split)
-    number = index//_PHOTOGRAPHS_PER_DECK if split == "train" else index
-    style_seed = int(np.random.SeedSequence([seed, place, number]).generate_state(1)[0])
-    return random_style(style_seed, "train" if split == "train" else "unseen")
+def deck_of(seed:int, split:str, card:Card, number:int)->DeckStyle:
+    "The deck of one image: of the training family for train, of the unseen family for valid and test."
+    state = np.random.SeedSequence([seed, list(IMAGES_PER_CLASS).index(split), card.index, number]).generate_state(1)
+    return random_style(int(state[0]), "train" if split == "train" else "unseen")
 
 def render_images(
     folder:Path,
     seed:int,
     split:str,
-    index:int,   # Number of the image within its class, from 0
+    number:int,  # Of the images within their classes, from 0
     size:int,    # Pixels
 )->int:          # Images written; those that were there are left alone
-    "Writes one image of each class."
-    style, n_written = deck_of(seed, split, index), 0
+    "Writes one image of each class, each from a deck of its own."
+    temporary, n_written = folder/f"{os.getpid()}.part", 0
     for card in CARDS:
-        path = folder/split/card.class_name/f"{index + 1:03d}.jpg"
+        path = folder/split/card.class_name/f"{number + 1:03d}.jpg"
         if path.exists():
             continue
-        generator = np.random.default_rng([seed, list(IMAGES_PER_CLASS).index(split), card.index, index])
-        image = photograph(render_face(card, style), generator, size)
+        generator = np.random.default_rng([seed, list(IMAGES_PER_CLASS).index(split), card.index, number])
+        image = photograph(render_face(card, deck_of(seed, split, card, number)), generator, size)
         _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        temporary = path.with_suffix(f".{os.getpid()}.part")
         temporary.write_bytes(data.tobytes())
-        temporary.replace(path)
+        temporary.replace(path) # So that a picture is there as a whole or not at all
         n_written += 1
     return n_written
 
-def start_worker():
-    "One thread a process: the processes are the parallel part."
-    cv2.setNumThreads(1)
-
-# %% ../../nbs/data/01_deck.ipynb #7fcc030a
-def render_data_set(
-    folder:str|Path,
-    images_per_class:dict[str, int]|None=None, # For each split; 50, 6 and 8 if None
-    seed:int=0,
-    size:int=224,                  # Pixels
-    progress:Callable|None=None,   # Called with (images done, images in all)
-    n_workers:int=1,               # Processes
-)->Path:                           # The folder
-    "Writes a rendered data set in the layout of the public one, or completes one. Raises DeckError if the folder holds a different one."
-    folder = Path(folder)
-    counts = {**dict.fromkeys(IMAGES_PER_CLASS, 0), **(IMAGES_PER_CLASS if images_per_class is None else images_per_class)}
-    if set(counts) != set(IMAGES_PER_CLASS) or min(counts.values()) < 0 or max(counts.values()) > 999:
-        raise DeckError(f"images_per_class must give 0 to 999 images for train, valid and test, not {images_per_class}")
-    parameters = {"renderer_version": RENDERER_VERSION, "seed": seed, "size": size, "images_per_class": counts}
+def read_marker(folder:Path, parameters:dict)->dict|None:
+    "What a folder says it holds, None for a new one. Raises DeckError if that is anything but a data set of these parameters."
     marker = folder/DATA_SET_FILE
-    found = json.loads(marker.read_text()) if marker.exists() else None
-    if found and {name: found.get(name) for name in parameters} != parameters:
+    if not marker.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise DeckError(f"{folder} is not empty and holds no rendered data set: choose another folder")
+        return None
+    try:
+        found = json.loads(marker.read_text())
+        is_same = {name: found[name] for name in parameters} == parameters
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeckError(f"{marker} cannot be read: remove {folder}, or choose another folder") from error
+    if not is_same:
         raise DeckError(f"{folder} holds a rendered data set with other settings: remove it, or choose another folder")
-    n_images = len(CARDS)*sum(counts.values())
-    if found and found["is_complete"]:
-        return folder
-    if not found and folder.exists() and any(folder.iterdir()):
-        raise DeckError(f"{folder} is not empty and holds no rendered data set: choose another folder")
-    for split, n in counts.items():
-        for card in CARDS if n else ():
-            (folder/split/card.class_name).mkdir(parents=True, exist_ok=True)
-    write_marker(marker, parameters, is_complete=False)
-    tasks = [(folder, seed, split, index, size) for split, n in counts.items() for index in range(n)]
-    if n_workers > 1:
-        with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
-            for done, _ in enumerate(pool.map(render_images, *zip(*tasks, strict=True)), 1):
-                progress and progress(done*len(CARDS), n_images)
-    else:
-        for done, task in enumerate(tasks, 1):
-            render_images(*task)
-            progress and progress(done*len(CARDS), n_images)
-    write_table(folder, counts)
-    write_marker(marker, parameters, is_complete=True)
-    return folder
+    return found
 
-def write_marker(path:Path, parameters:dict, is_complete:bool):
-    "Notes what the folder is rendered with."
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text(path:Path, text:str):
+    "Writes a file as a whole or not at all."
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps({**parameters, "is_complete": is_complete}, indent=2) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
-def write_table(folder:Path, counts:dict[str, int]):
-    "Writes cards.csv, as the public data set has it."
+def table_of_files(counts:dict[str, int])->str:
+    "The content of cards.csv, as the public data set has it."
     rows = ["class index,filepaths,labels,card type,data set"]
     for split, n in counts.items():
         for card in CARDS:
-            rows += [f"{card.index},{split}/{card.class_name}/{number:03d}.jpg,{card.class_name},{card.rank.value},{split}" for number in range(1, n + 1)]
-    (folder/"cards.csv").write_text("\n".join(rows) + "\n")
+            end = f"{card.class_name},{card.rank.value},{split}"
+            rows += [f"{card.index},{split}/{card.class_name}/{number:03d}.jpg,{end}" for number in range(1, n + 1)]
+    return "\n".join(rows) + "\n"
+
+# %% ../../nbs/data/01_deck.ipynb #e5d79158
+def render_data_set(
+    folder:str|Path,
+    images_per_class:dict[str, int]|None=None, # For each split, 0 to 999; IMAGES_PER_CLASS if None
+    seed:int=0,
+    size:int=224,                  # Pixels
+    progress:Callable[[int, int], None]|None=None, # Called with the number of images done and in all
+    n_workers:int=1,               # Processes
+)->Path:                           # The folder
+    "Writes a rendered data set in the layout of the public one, or completes one. Raises DeckError if the folder holds anything else."
+    folder = Path(folder)
+    counts = dict.fromkeys(IMAGES_PER_CLASS, 0) | (IMAGES_PER_CLASS if images_per_class is None else images_per_class)
+    if set(counts) != set(IMAGES_PER_CLASS) or not all(0 <= n <= 999 for n in counts.values()):
+        raise DeckError(f"images_per_class gives 0 to 999 images for train, valid and test, not {images_per_class}")
+    parameters = {"renderer_version": RENDERER_VERSION, "seed": seed, "size": size, "images_per_class": counts}
+    found, marker = read_marker(folder, parameters), folder/DATA_SET_FILE
+    if found and found.get("is_complete"):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(marker, json.dumps({**parameters, "is_complete": False}, indent=2) + "\n")
+    for split in (split for split, n in counts.items() if n):
+        for card in CARDS:
+            (folder/split/card.class_name).mkdir(parents=True, exist_ok=True)
+    tasks = [(folder, seed, split, number, size) for split, n in counts.items() for number in range(n)]
+    for done, _ in enumerate(run_tasks(tasks, n_workers), 1):
+        if progress:
+            progress(done*len(CARDS), len(tasks)*len(CARDS))
+    write_text(folder/"cards.csv", table_of_files(counts))
+    for part in folder.glob("*.part"): # Of a process that was killed
+        part.unlink()
+    write_text(marker, json.dumps({**parameters, "is_complete": True}, indent=2) + "\n")
+    return folder
+
+def run_tasks(tasks:list[tuple], n_workers:int)->Iterator[int]:
+    "Runs `render_images` for each task, in this process or in several."
+    if n_workers <= 1:
+        yield from (render_images(*task) for task in tasks)
+        return
+    # A fresh interpreter a worker: a fork of a process with threads (OpenCV, torch) can hang.
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.map(render_images, *zip(*tasks, strict=True))

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHARD_FORMAT', 'IMAGES_PER_SHARD', 'DATASET_FILE', 'EXCLUSIONS_FILE', 'ShardError', 'Sample', 'ShardFolder',
-           'open_shards', 'prepare']
+           'open_shards', 'prepare', 'dvc_status']
 
-# %% ../../nbs/data/03_shards.ipynb #bbcf63aa
+# %% ../../nbs/data/03_shards.ipynb #15869ee8
 import csv
 import errno
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from .audit import Audit, Exclusion, raw_checksum
 from .audit import audit as make_audit
 from .source import SPLITS, Progress, RawDataSet, RawImage, hold_folder
 
-# %% ../../nbs/data/03_shards.ipynb #c5dba532
+# %% ../../nbs/data/03_shards.ipynb #36083e2d
 SHARD_FORMAT = 1
 IMAGES_PER_SHARD = 1000
 DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
@@ -35,24 +36,31 @@ DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
 class ShardError(ValueError):
     "Shards cannot be written or read; the message is one line that names the file and says what to do."
 
-# %% ../../nbs/data/03_shards.ipynb #222ec7c7
+# %% ../../nbs/data/03_shards.ipynb #d8e596ae
+def _header(
+    name: str,  # Name inside the tar, at most 100 characters of ASCII
+    size: int,  # bytes
+) -> bytes:     # 512 bytes
+    "A POSIX ustar header without a time, an owner or anything else of this machine."
+    fields = [name.encode("ascii").ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size,
+              b"00000000000\0", b" " * 8, b"0", bytes(100), b"ustar\x0000", bytes(64), b"0000000\0" * 2, bytes(167)]
+    fields[6] = b"%06o\0 " % sum(b"".join(fields))  # the checksum counts itself as eight spaces
+    return b"".join(fields)
+
+
 def _member(
     name: str,       # Name inside the tar
     content: bytes,  # What it holds
 ) -> bytes:          # Header, content and padding
-    "One tar member without a time, an owner or anything else of this machine."
-    header = tarfile.TarInfo(name)
-    header.size, header.mode = len(content), 0o644
-    header.mtime = header.uid = header.gid = 0
-    padding = -len(content) % tarfile.BLOCKSIZE
-    return header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict") + content + bytes(padding)
+    "One member of a tar."
+    return _header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
 def _to_json(value: object, indent: int|None = None) -> bytes:
     "JSON with sorted keys, in ASCII: one value, one text."
     return (json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
-# %% ../../nbs/data/03_shards.ipynb #684a41ff
+# %% ../../nbs/data/03_shards.ipynb #0670373b
 def _shard_blocks(
     images: list[RawImage],  # The images of one shard, in order
     first: int,              # Number of the first image within its split
@@ -60,12 +68,12 @@ def _shard_blocks(
     "The bytes of one shard."
     for number, image in enumerate(images, first):
         key = f"{number:06d}"
-        yield _member(f"{key}.jpg", image.file.read_bytes())
+        yield _member(f"{key}.jpg", image.read())
         yield _member(f"{key}.cls", str(image.class_index).encode())
         yield _member(f"{key}.json", _to_json({"label": image.class_name, "path": image.path}))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
-# %% ../../nbs/data/03_shards.ipynb #55cd9e39
+# %% ../../nbs/data/03_shards.ipynb #b8f33282
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     "Turn the errors of a disk into one line that says what to do."
@@ -83,20 +91,22 @@ def _explained(folder: Path) -> Iterator[None]:
 def _write(
     file: Path,               # Gets its name when it is whole
     blocks: Iterable[bytes],  # Its content
-):
+) -> str:                     # SHA-256 of the content
     "Write a file so that it is either whole or not there."
-    part = file.with_name(file.name + ".part")
+    part, digest = file.with_name(file.name + ".part"), hashlib.sha256()
     try:
         with part.open("wb") as target:
             for block in blocks:
+                digest.update(block)
                 target.write(block)
             target.flush()
             os.fsync(target.fileno())
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+    return digest.hexdigest()
 
-# %% ../../nbs/data/03_shards.ipynb #71f79c11
+# %% ../../nbs/data/03_shards.ipynb #29cd1fba
 def _digest(blocks: Iterable[bytes]) -> str:
     "SHA-256 of content that comes in pieces."
     digest = hashlib.sha256()
@@ -117,12 +127,12 @@ def _ensure(
     blocks: Callable[[], Iterable[bytes]],  # Its content, as often as asked for
 ) -> dict:       # Size and SHA-256, for `dataset.json`
     "Write a file unless it is already right."
-    wanted = _digest(blocks())
-    if not file.is_file() or _digest(_file_blocks(file)) != wanted:
-        _write(file, blocks())
-    return {"size": file.stat().st_size, "sha256": wanted}
+    checksum = _digest(_file_blocks(file)) if file.is_file() else None
+    if checksum is None or checksum != _digest(blocks()):
+        checksum = _write(file, blocks())
+    return {"size": file.stat().st_size, "sha256": checksum}
 
-# %% ../../nbs/data/03_shards.ipynb #3ad2a5a9
+# %% ../../nbs/data/03_shards.ipynb #dd1c752c
 def _usable(
     data_set: RawDataSet,  # The raw images
     found: Audit,          # What their audit said
@@ -147,13 +157,13 @@ def _shard_plan(
     return {f"{split}-{start // IMAGES_PER_SHARD:03d}.tar": (start, images[start:start + IMAGES_PER_SHARD])
             for split, images in splits.items() for start in range(0, len(images), IMAGES_PER_SHARD)}
 
-# %% ../../nbs/data/03_shards.ipynb #3bcfe3d0
+# %% ../../nbs/data/03_shards.ipynb #cbc0d08c
 def _exclusions_csv(exclusions: list[Exclusion]) -> bytes:
     "The exclusion list as CSV, with the same line ends everywhere."
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "reason", "other", "similarity"])
-    rows.writerows([item.path, item.reason, item.other, f"{item.similarity:.6f}"] for item in exclusions)
+    rows.writerows([item.path, item.reason, item.other, f"{item.similarity:.4f}"] for item in exclusions)
     return text.getvalue().encode()
 
 
@@ -175,7 +185,7 @@ def _description(
         "leaking": {split: [path for path in found.leaking if path.startswith(f"{split}/")] for split in SPLITS[1:]},
     }
 
-# %% ../../nbs/data/03_shards.ipynb #091902ff
+# %% ../../nbs/data/03_shards.ipynb #b4df4fb0
 @dataclass(frozen=True)
 class Sample:
     "One image in a shard."
@@ -207,7 +217,7 @@ def _read_shard(
                 samples.append(Sample(stem, about["path"], CLASS_NAMES.index(about["label"]), file.name, offset, size))
     return samples
 
-# %% ../../nbs/data/03_shards.ipynb #fb551bdf
+# %% ../../nbs/data/03_shards.ipynb #cff51521
 @dataclass
 class ShardFolder:
     "A folder of shards, open for reading."
@@ -225,7 +235,7 @@ class ShardFolder:
     def checksum(self) -> str: return self.description["checksum"]
 
     @property
-    def counts(self) -> dict[str, int]: return self.description["counts"]
+    def counts(self) -> dict[str, int]: return {split: self.description["counts"][split] for split in SPLITS}
 
     @property
     def class_names(self) -> tuple[str, ...]: return tuple(self.description["class_names"])
@@ -242,9 +252,25 @@ class ShardFolder:
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         return f"ShardFolder({self.name!r}, {self.kind}: {counts}; {len(self.exclusions)} excluded; {self.checksum[:12]})"
 
-# %% ../../nbs/data/03_shards.ipynb #965bf3a3
+# %% ../../nbs/data/03_shards.ipynb #c2bead23
 def _again(folder: Path) -> str:
     return f"make the shards in {folder} again with `card-classifier data prepare`"
+
+
+def _open_shard(
+    shards: ShardFolder,  # The folder
+    name: str,            # File name of a shard
+) -> list[Sample]:        # In order
+    "The samples of one shard; raises `ShardError` when it is missing or damaged."
+    file, size = shards.folder / name, shards.description["files"][name]["size"]
+    try:
+        if file.stat().st_size != size:
+            raise ShardError(f"{file}: {file.stat().st_size:,} bytes instead of {size:,}; {_again(shards.folder)}")
+        return _read_shard(file)
+    except FileNotFoundError as error:
+        raise ShardError(f"{file}: the shard is missing; {_again(shards.folder)}") from error
+    except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+        raise ShardError(f"{file}: the shard is damaged ({error}); {_again(shards.folder)}") from error
 
 
 def _samples(
@@ -253,28 +279,15 @@ def _samples(
     with_excluded: bool = False,  # Whether training images that the audit excludes are included
 ) -> list[Sample]:                # In order of their paths
     "The samples of a split. Raises `ShardError` when a shard is missing or damaged."
-    if split not in self.counts:
-        raise ShardError(f"there is no split '{split}', only {', '.join(self.counts)}")
+    if split not in SPLITS:
+        raise ShardError(f"there is no split '{split}', only {', '.join(SPLITS)}")
     if split not in self._samples:
-        found = []
-        for name in sorted(name for name in self.description["files"] if name.startswith(f"{split}-")):
-            file = self.folder / name
-            try:
-                if file.stat().st_size != self.description["files"][name]["size"]:
-                    raise ShardError(f"{file}: {file.stat().st_size:,} bytes instead of "
-                                     f"{self.description['files'][name]['size']:,}; {_again(self.folder)}")
-                found += _read_shard(file)
-            except FileNotFoundError as error:
-                raise ShardError(f"{file}: the shard is missing; {_again(self.folder)}") from error
-            except (tarfile.TarError, ValueError, KeyError) as error:
-                if isinstance(error, ShardError):
-                    raise
-                raise ShardError(f"{file}: the shard is damaged ({error}); {_again(self.folder)}") from error
-        self._samples[split] = found
+        names = sorted(name for name in self.description["files"] if name.startswith(f"{split}-"))
+        self._samples[split] = [sample for name in names for sample in _open_shard(self, name)]
     excluded = set() if with_excluded else {item.path for item in self.exclusions}
     return [sample for sample in self._samples[split] if sample.path not in excluded]
 
-
+# %% ../../nbs/data/03_shards.ipynb #c031cb0d
 def _read(
     self: ShardFolder,
     sample: Sample,  # From `samples`
@@ -294,7 +307,7 @@ def _read(
 
 ShardFolder.samples, ShardFolder.read = _samples, _read
 
-# %% ../../nbs/data/03_shards.ipynb #8e9b1e8d
+# %% ../../nbs/data/03_shards.ipynb #ee3b7d33
 def _verify(self: ShardFolder):
     "Raise `ShardError` unless every file has the checksum that `dataset.json` states."
     for name, entry in self.description["files"].items():
@@ -307,7 +320,7 @@ def _verify(self: ShardFolder):
 
 ShardFolder.verify = _verify
 
-# %% ../../nbs/data/03_shards.ipynb #23ef6d23
+# %% ../../nbs/data/03_shards.ipynb #5bffc4fd
 def open_shards(
     folder: str|Path,  # As `prepare` left it
 ) -> ShardFolder:      # Ready for `samples` and `read`
@@ -327,7 +340,7 @@ def open_shards(
         raise ShardError(f"{file}: its classes are not the {len(CLASS_NAMES)} of this project; {_again(folder)}")
     return ShardFolder(folder, description)
 
-# %% ../../nbs/data/03_shards.ipynb #9c1378e2
+# %% ../../nbs/data/03_shards.ipynb #668cf09e
 def _already_prepared(
     data_set: RawDataSet,  # What should be packed
     folder: Path,          # Where shards may lie
@@ -351,7 +364,7 @@ def _remove_others(folder: Path, names: set[str]):
         if is_ours and file.name not in names:
             file.unlink()
 
-# %% ../../nbs/data/03_shards.ipynb #fd8ea320
+# %% ../../nbs/data/03_shards.ipynb #00e9318b
 def _pack(
     data_set: RawDataSet,  # What to pack
     folder: Path,          # Where to
@@ -386,3 +399,35 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         return (_already_prepared(data_set, folder)
                 or _pack(data_set, folder, audit or make_audit(data_set, progress), progress))
+
+# %% ../../nbs/data/03_shards.ipynb #dce68819
+def _dvc(
+    root: Path,       # Folder of the checkout
+    *arguments: str,  # After `dvc`
+) -> subprocess.CompletedProcess:
+    "Run DVC in a process of its own: importing it takes more than a second."
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False,
+                          stdin=subprocess.DEVNULL, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+
+
+def dvc_status(
+    folder: str|Path,  # Of the shards; `data.dvc` lies beside it
+) -> str:              # One line for people
+    "Whether the shards are those that `data.dvc` pins; puts them into DVC's cache when they are."
+    folder = Path(folder).resolve()
+    pinned = folder.with_name(folder.name + ".dvc")
+    if not pinned.is_file():
+        return f"not versioned: there is no {pinned.name} beside {folder.name}/"
+    if not (folder / DATASET_FILE).is_file():
+        return f"{folder.name}/ has no shards yet; make them with `card-classifier data prepare` or get them with `dvc pull`"
+    if importlib.util.find_spec("dvc") is None:
+        return f"not compared with {pinned.name}: DVC is not installed (pip install 'card_classifier[train]')"
+    status = _dvc(folder.parent, "status", "--json", pinned.name)
+    if status.returncode:
+        return f"not compared with {pinned.name}: {(status.stderr.strip().splitlines() or ['DVC failed'])[-1]}"
+    if "not in cache" in status.stdout:  # then DVC has not compared yet; a commit without force refuses what differs
+        agrees = _dvc(folder.parent, "commit", pinned.name).returncode == 0
+    else:
+        agrees = json.loads(status.stdout) == {}
+    return (f"{folder.name}/ and {pinned.name} agree" if agrees else
+            f"{folder.name}/ differs from {pinned.name}, which was left as it is: `dvc add {folder.name}` makes this the version")

@@ -1,0 +1,62 @@
+"What several test files share: a tiny but real bundle whose right answers are known."
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import settings
+from onnx.numpy_helper import from_array
+from PIL import Image
+
+from card_classifier.bundle import BundleInfo, write_bundle
+
+settings.register_profile("any machine", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("any machine")
+
+COLOURS = np.array(list(itertools.product((0, 85, 170, 255), repeat=3))[:53], np.uint8)
+
+
+def colour_network(size: int = 16, sharpness: float = 100) -> bytes:
+    "An ONNX file that recognises one colour for each card: the nearest to the average of the image."
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        colours (uint8[n, {size}, {size}, 3] images) => (float[n, 53] logits) {{
+            pixels = Cast<to = 1>(images)
+            average = ReduceMean<axes = [1, 2], keepdims = 0>(pixels)
+            logits = Gemm(average, weight, bias)
+        }}"""
+    )
+    points = COLOURS / 255
+    weight = from_array((2 * sharpness * points.T / 255).astype(np.float32), "weight")
+    bias = from_array((-sharpness * (points**2).sum(1)).astype(np.float32), "bias")
+    model.graph.initializer.extend([weight, bias])
+    return model.SerializeToString()
+
+
+def colour_picture(index: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    "A picture that `colour_network` takes for the card with this class index."
+    return Image.new("RGB", size, tuple(COLOURS[index].tolist()))
+
+
+@pytest.fixture(scope="session")
+def tiny_info() -> BundleInfo:
+    "What the tiny bundle says about itself."
+    return BundleInfo(
+        name="colours",
+        model_version="colours-1",
+        created="2026-11-01T12:00:00+00:00",
+        input_size=16,
+        mean=[0, 0, 0],
+        std=[1, 1, 1],
+        temperature=1.5,
+        rejection_threshold=0.5,
+        architecture="three nodes",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory, tiny_info) -> Path:
+    "A bundle of 1 kB that recognises colours; not to be changed: copy it first."
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "colours", tiny_info, colour_network())

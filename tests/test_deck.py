@@ -1,0 +1,192 @@
+"Rendered decks: the same bytes in every process, whatever the order; whole after a kill; corners that are true; nothing mirrored."
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from card_classifier.cards import CARDS, Card
+from card_classifier.data.deck import (
+    DATA_SET_FILE,
+    POSES,
+    DeckError,
+    photograph,
+    pose,
+    random_style,
+    render_back,
+    render_data_set,
+    render_face,
+    render_scene,
+)
+
+COUNTS = {"train": 2, "valid": 1, "test": 1}
+SIZE = 48
+
+def checksums(folder:Path)->dict[str, str]:
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory)->Path:
+    return render_data_set(tmp_path_factory.mktemp("deck")/"one", COUNTS, seed=5, size=SIZE)
+
+def test_layout_is_the_public_one(rendered):
+    rows = (rendered/"cards.csv").read_text().splitlines()
+    assert rows[0] == "class index,filepaths,labels,card type,data set"
+    assert len(rows) == 1 + 53*4
+    for row in rows[1:]:
+        index, path, label, rank, split = row.split(",")
+        assert (rendered/path).is_file()
+        assert path.startswith(f"{split}/{label}/")
+        card = CARDS[int(index)]
+        assert (card.class_name, card.rank.value) == (label, rank)
+    image = cv2.imread(str(rendered/"train"/"ace of clubs"/"001.jpg"))
+    assert image.shape == (SIZE, SIZE, 3)
+
+def test_workers_and_order_do_not_change_the_bytes(rendered, tmp_path):
+    steps = []
+    other = render_data_set(tmp_path/"two", COUNTS, seed=5, size=SIZE, n_workers=2, progress=lambda *step: steps.append(step))
+    assert checksums(other) == checksums(rendered)
+    assert steps == [(53*done, 53*4) for done in range(1, 5)]
+
+def test_another_seed_gives_other_images(rendered, tmp_path):
+    other = checksums(render_data_set(tmp_path/"three", {"valid": 1}, seed=6, size=SIZE))
+    here = checksums(rendered)
+    assert not [path for path in other if path.endswith(".jpg") and other[path] == here[path]]
+
+def test_more_images_keep_the_first_ones(rendered, tmp_path):
+    fewer, here = checksums(render_data_set(tmp_path/"four", {"train": 1}, seed=5, size=SIZE)), checksums(rendered)
+    images = [path for path in fewer if path.endswith(".jpg")]
+    assert len(images) == 53 and all(fewer[path] == here[path] for path in images)
+
+def test_goes_on_after_a_kill(rendered, tmp_path):
+    folder = tmp_path/"killed"
+    code = f"from card_classifier.data.deck import render_data_set; render_data_set({str(folder)!r}, {COUNTS}, seed=5, size={SIZE})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while sum(1 for _ in folder.rglob("*.jpg")) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    n_there = sum(1 for _ in folder.rglob("*.jpg"))
+    assert 20 <= n_there < 53*4, "the kill came too late to show anything"
+    assert not json.loads((folder/DATA_SET_FILE).read_text())["is_complete"]
+    (folder/"99999.part").write_bytes(b"half a picture")
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
+    render_data_set(folder, COUNTS, seed=5, size=SIZE)
+    assert checksums(folder) == checksums(rendered)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items()), "what was there is not rendered again"
+
+def test_complete_data_set_is_left_alone(rendered):
+    before = {path: path.stat().st_mtime_ns for path in rendered.rglob("*")}
+    assert render_data_set(rendered, COUNTS, seed=5, size=SIZE) == rendered
+    assert {path: path.stat().st_mtime_ns for path in rendered.rglob("*")} == before
+
+def test_refuses_folders_that_hold_something_else(rendered, tmp_path):
+    with pytest.raises(DeckError, match="other settings: remove it, or choose another folder"):
+        render_data_set(rendered, COUNTS, seed=7, size=SIZE)
+    (tmp_path/"thesis.txt").write_text("do not touch")
+    with pytest.raises(DeckError, match="is not empty and holds no rendered data set"):
+        render_data_set(tmp_path, COUNTS)
+    for text in ("{", "[]", '{"seed": 0}'):
+        broken = tmp_path/"broken"
+        broken.mkdir(exist_ok=True)
+        (broken/DATA_SET_FILE).write_text(text)
+        with pytest.raises(DeckError, match=r"deck\.json cannot be read"):
+            render_data_set(broken, COUNTS)
+    for counts in ({"train": -1}, {"train": 1000}, {"training": 1}):
+        with pytest.raises(DeckError, match="0 to 999 images for train, valid and test"):
+            render_data_set(tmp_path/"new", counts)
+    assert not (tmp_path/"new").exists()
+
+def test_bytes_do_not_depend_on_the_process():
+    code = ("import hashlib, numpy as np; from card_classifier.cards import CARDS; from card_classifier.data.deck import *\n"
+            "images = [photograph(render_face(CARDS[i], random_style(i)), np.random.default_rng(i)) for i in range(0, 53, 9)]\n"
+            "images.append(render_scene(CARDS[:3], random_style(2), np.random.default_rng(2)).image)\n"
+            "print(hashlib.sha256(b''.join(image.tobytes() for image in images)).hexdigest())")
+    runs = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone}, capture_output=True, text=True, check=True).stdout
+            for seed, zone in (("1", "UTC"), ("77", "Asia/Tokyo"))}
+    assert len(runs) == 1
+
+def test_import_is_light():
+    code = "import sys, card_classifier.data.deck; print([name for name in ('matplotlib', 'torch', 'fastai', 'pandas') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+def test_families_share_nothing_that_is_drawn():
+    styles = {family: [random_style(seed, family) for seed in range(300)] for family in ("train", "unseen")}
+    for name in (lambda style: style.font, lambda style: style.layout.name, lambda style: style.palette.name, lambda style: style.shape.name):
+        train, unseen = ({name(style) for style in styles[family]} for family in ("train", "unseen"))
+        assert train and unseen and not train & unseen
+
+@pytest.mark.parametrize(("seed", "family"), [(3, "train"), (8, "train"), (21, "train"), (1, "unseen"), (6, "unseen")])
+def test_all_53_faces_differ(seed, family):
+    style = random_style(seed, family)
+    faces = np.stack([cv2.resize(render_face(card, style), (48, 67), interpolation=cv2.INTER_AREA)[..., :3] for card in CARDS]).astype(np.float32)
+    # A suit or a rank is at least a hundredth of the picture, in another colour or another place
+    for i in range(52):
+        distance = np.abs(faces[i + 1:] - faces[i]).max(axis=3).reshape(52 - i, -1)
+        assert (distance > 40).mean(axis=1).min() > 0.003, (style, CARDS[i].class_name)
+
+def test_faces_are_shared_and_cannot_be_changed():
+    face = render_face(Card.parse("two of hearts"), random_style(1))
+    with pytest.raises(ValueError, match="read-only"):
+        face[0, 0, 0] = 1
+
+def test_back_looks_the_same_upside_down():
+    for seed in range(12):
+        back = render_back(random_style(seed, "unseen"), 100)[..., :3].astype(int)
+        assert np.abs(back - back[::-1, ::-1]).mean() < 12
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(list(POSES)))
+def test_a_pose_never_mirrors(seed, kind):
+    corners = pose(np.random.default_rng(seed), 224, kind)
+    assert cv2.contourArea(np.float32(corners), oriented=True) > 0
+    assert cv2.isContourConvex(np.float32(corners))
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 4), st.sampled_from([0.0, 0.3]))
+def test_scene_tells_the_truth(seed, n_cards, max_overlap):
+    generator = np.random.default_rng(seed)
+    cards = [CARDS[i] for i in generator.permutation(53)[:n_cards]]
+    scene = render_scene(cards, random_style(seed), generator, 200, 260, max_overlap=max_overlap)
+    assert scene.cards == tuple(cards)
+    assert scene.corners.shape == (n_cards, 4, 2) and scene.corners.dtype == np.float32
+    assert scene.visible.shape == (n_cards,) and (scene.visible >= 0).all() and (scene.visible <= 1).all()
+    for corners in scene.corners:
+        assert (corners >= 0).all() and (corners < (260, 200)).all()
+        assert cv2.contourArea(corners, oriented=True) > 0, "clockwise from the top left: not mirrored"
+    if max_overlap == 0:
+        assert (scene.visible > 0.99).all()
+
+def test_corners_straighten_the_card():
+    upright = np.float32([(0, 0), (120, 0), (120, 168), (0, 168)])
+    style, found = random_style(50), []
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        scene = render_scene([Card.parse("king of hearts")], style, generator, 400, 500, table_kind="plain")
+        straight = cv2.warpPerspective(scene.image, cv2.getPerspectiveTransform(scene.corners[0], upright), (120, 168))
+        face = cv2.resize(render_face(scene.cards[0], style)[..., :3], (120, 168), interpolation=cv2.INTER_AREA)
+        likeness = [np.corrcoef(straight[8:-8, 6:-6].ravel(), other[8:-8, 6:-6].ravel())[0, 1] for other in (face, face[:, ::-1])]
+        found.append(likeness)
+    as_told, mirrored = np.median(found, axis=0)
+    assert as_told > 0.8 and as_told > mirrored + 0.2, found
+
+def test_photograph_uses_only_its_generator():
+    face, states = render_face(Card.parse("9h"), random_style(2)), []
+    np.random.seed(0)
+    before = np.random.get_state()[1].tolist()
+    for _ in range(2):
+        generator = np.random.default_rng(11)
+        states.append((photograph(face, generator).tobytes(), generator.integers(1 << 30)))
+    assert states[0] == states[1]
+    assert np.random.get_state()[1].tolist() == before
