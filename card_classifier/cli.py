@@ -9,11 +9,10 @@ __all__ = ['app', 'data_app', 'PHOTO_SUFFIXES', 'CommandError', 'is_expected', '
            'evaluation_shards', 'evaluate_command', 'export', 'photos', 'answer', 'prediction_row', 'predict',
            'version']
 
-# %% ../nbs/cli.ipynb #4219fbaf
+# %% ../nbs/cli.ipynb #7b5662e5
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -25,16 +24,15 @@ import typer
 from .config import Settings, SettingsError, as_settings, check_override, checkout, compose, experiments, find_checkout, load_settings, new_run, save_settings, setting_rows
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
 
     from card_classifier.data.shards import ShardFolder
 
-# %% ../nbs/cli.ipynb #fa5108d4
+# %% ../nbs/cli.ipynb #5b5c4001
 app = typer.Typer(help="Recognise playing cards: prepare data, train, evaluate, export, predict.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 data_app = typer.Typer(help="The images: what is there, and making it ready.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 
-# %% ../nbs/cli.ipynb #c51dcffa
+# %% ../nbs/cli.ipynb #76a57b12
 class CommandError(ValueError):
     "A command can't do what was asked; the message says why and what to type instead."
 
@@ -60,7 +58,7 @@ def one_line_errors(
             raise typer.Exit(2) from None
     return wrapped
 
-# %% ../nbs/cli.ipynb #ef515cbb
+# %% ../nbs/cli.ipynb #072ad00c
 @contextmanager
 def progress_bars()->Iterator[Callable[[int, int, str], None]]:
     "Gives a function `report(done, total, what)` that draws one bar for each `what`, with the time left."
@@ -68,7 +66,7 @@ def progress_bars()->Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     bars:dict[str, int] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=sys.stderr, force_jupyter=False)) as progress:
         def report(done:int, total:int, what:str)->None:
             if what not in bars: bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done, total=total)
@@ -84,11 +82,11 @@ def print_table(
     from rich.table import Table
     table = Table(*columns, title=title or None, title_justify="left")
     for row in rows: table.add_row(*(str(cell) for cell in row))
-    console = Console()
+    console = Console(file=sys.stdout, force_jupyter=False)
     if not console.is_terminal: console.width = 200
     console.print(table)
 
-# %% ../nbs/cli.ipynb #e361b118
+# %% ../nbs/cli.ipynb #67b04cd4
 @app.command("settings")
 @one_line_errors
 def show_settings(
@@ -101,7 +99,7 @@ def show_settings(
     print_table(f"experiment {experiment}" if experiment else "defaults", ["setting", "value", "meaning"], rows)
     if find_checkout(): typer.echo(f"experiments: {', '.join(experiments())}. Use: card-classifier train --experiment NAME setting=value …")
 
-# %% ../nbs/cli.ipynb #859813fd
+# %% ../nbs/cli.ipynb #4fc8c750
 def shards_at(
     folder:Path,             # Where they would be
 )->"ShardFolder | None":     # Open, or None
@@ -131,7 +129,7 @@ def data(context:typer.Context):
     typer.echo(f"version: {dvc_status(root/'data')}")
     typer.echo("next: card-classifier train --experiment cpu")
 
-# %% ../nbs/cli.ipynb #c756a2a1
+# %% ../nbs/cli.ipynb #c6099b13
 @data_app.command("prepare")
 @one_line_errors
 def data_prepare(
@@ -152,7 +150,7 @@ def data_prepare(
     if target == root/"data": typer.echo(f"version: {dvc_status(target)}")
     typer.echo("next: card-classifier train --experiment cpu")
 
-# %% ../nbs/cli.ipynb #c0901c6c
+# %% ../nbs/cli.ipynb #374aa605
 def find_run(
     outputs:Path, # Folder of all runs
     name:str,     # Path, name, part of a name, or `latest`
@@ -166,7 +164,7 @@ def find_run(
     choices = ", ".join(run.name for run in (fitting or runs)[-8:]) or "none yet: card-classifier train"
     raise CommandError(f"{'several runs fit' if fitting else 'there is no run'} {name!r}; runs: {choices}")
 
-# %% ../nbs/cli.ipynb #18844d1a
+# %% ../nbs/cli.ipynb #d73ab397
 def find_bundle(
     name:str, # Path of a bundle or a run, name of a run, or `latest`; empty: the released bundle
 )->Path:      # Folder of the bundle
@@ -180,7 +178,7 @@ def find_bundle(
     if (run/"bundle"/BUNDLE_FILE).is_file(): return run/"bundle"
     raise CommandError(f"the run {run.name} has no bundle yet; finish it with: card-classifier train --resume {run.name}")
 
-# %% ../nbs/cli.ipynb #07e0e554
+# %% ../nbs/cli.ipynb #5aae6a4e
 def resumed_settings(
     run:Path,            # Folder of the run
     overrides:list[str], # What is to change
@@ -205,7 +203,7 @@ def follow(
         except (OSError, json.JSONDecodeError): continue
         report(latest["done"], latest["total"], latest["what"])
 
-# %% ../nbs/cli.ipynb #a21e7801
+# %% ../nbs/cli.ipynb #d72c756b
 def execute_run(
     root:Path, # The checkout
     run:Path,  # Folder of the run, with its settings
@@ -215,20 +213,22 @@ def execute_run(
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+    private = Config({"KernelManager": {"transport": "tcp" if sys.platform == "win32" else "ipc"}})  # sockets that only this user can open
     (run/"progress.json").unlink(missing_ok=True)
     record, ended = run/"train.ipynb", threading.Event()
     with progress_bars() as report:
         follower = threading.Thread(target=follow, args=(run/"progress.json", report, ended), daemon=True)
         follower.start()
         try:
-            papermill.execute_notebook(root/"nbs"/"runs"/"train.ipynb", record, parameters={"run_folder": run.relative_to(root).as_posix()}, cwd=str(root), kernel_name="python3", progress_bar=False)
+            papermill.execute_notebook(root/"nbs"/"runs"/"train.ipynb", record, parameters={"run_folder": run.relative_to(root).as_posix()}, cwd=str(root), kernel_name="python3", progress_bar=False, config=private)
         except PapermillExecutionError as error:
             raise CommandError(f"{error.evalue} ({error.ename}; the whole story: {record})") from None
         finally:
             ended.set()
             follower.join()
 
-# %% ../nbs/cli.ipynb #16875700
+# %% ../nbs/cli.ipynb #f3320c8f
 def percent(
     metrics:dict, # From `evaluate`
 )->str:           # 98.11 % (95.7 to 99.2), 260 of 265
@@ -246,7 +246,7 @@ def run_rows(
     rows = [(f"accuracy on {split}{kind}", percent(metrics[split])) for split in ("valid", "test") if split in metrics]
     return [*rows, ("started from", metrics["weights"]), ("minutes of training", f"{metrics['minutes']:.1f}"), ("executed notebook", place/"train.ipynb"), ("figures", place/"figures"), ("metrics", place/"metrics.json"), ("bundle", place/"bundle")]
 
-# %% ../nbs/cli.ipynb #3e0123ee
+# %% ../nbs/cli.ipynb #eb044cc2
 @app.command()
 @one_line_errors
 def train(
@@ -273,7 +273,7 @@ def train(
     print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
     typer.echo(f"next: card-classifier predict --bundle {run.name} PHOTO.jpg, or card-classifier evaluate {run.name}")
 
-# %% ../nbs/cli.ipynb #01b850e7
+# %% ../nbs/cli.ipynb #583635d4
 def example_rows(
     run:Path, # Folder of a finished run
 )->list[tuple]: # (what, value)
@@ -283,7 +283,7 @@ def example_rows(
     return [(f"{picture.name}", f"{prediction.card} ({100*prediction.probability:.1f} %)")
         for picture in sorted((run/"examples").glob("*.jpg"))[:1] for prediction in [predictor.predict(picture)]]
 
-# %% ../nbs/cli.ipynb #bf68232d
+# %% ../nbs/cli.ipynb #5eb6edf5
 def evaluation_shards(
     wanted:str,    # A folder of shards; empty: find them
     checksum:str,  # Of the data that the bundle was made with
@@ -330,7 +330,7 @@ def evaluate_command(
     if shards.checksum != info.data.get("checksum"): typer.echo("note: these are not the data that the bundle was made with")
     typer.echo(f"written: {folder/'metrics.json'}")
 
-# %% ../nbs/cli.ipynb #1b0a2aad
+# %% ../nbs/cli.ipynb #121600d6
 @app.command()
 @one_line_errors
 def export(
@@ -338,14 +338,15 @@ def export(
     to:Annotated[str, typer.Option(help="Folder for the bundle; without it the package's own, which makes it the released one")] = "",
 ):
     "Copies the bundle of a run, checked, to where it is to be served from."
-    from card_classifier.bundle import copy_bundle, released_folder
+    from card_classifier.bundle import MODEL_FILE, read_bundle, released_folder, write_bundle
     bundle = find_bundle(run)
     target = Path(to) if to else released_folder()
-    info = copy_bundle(bundle, target)
+    info = read_bundle(bundle)
+    write_bundle(target, info, bundle/MODEL_FILE, overwrite=True)
     typer.echo(f"{info.name} ({info.architecture}, {info.input_size} px) is now in {target}")
     typer.echo(f"next: card-classifier predict {f'--bundle {target} ' if to else ''}PHOTO.jpg")
 
-# %% ../nbs/cli.ipynb #3814fe6a
+# %% ../nbs/cli.ipynb #35c51f0f
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"})
 
 def photos(
@@ -360,7 +361,7 @@ def photos(
         inside = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
         yield from inside or [name]
 
-# %% ../nbs/cli.ipynb #bb3b0f80
+# %% ../nbs/cli.ipynb #d6ea48dc
 def answer(
     predictor,  # A `Predictor`
     name:str,   # File, or `-`
@@ -386,7 +387,7 @@ def prediction_row(
     name = f"{Card.parse(found['card']).short_name}  {found['card']}"
     return (found["file"], f"no card? ({name})" if found["is_rejected"] else name, f"{100*found['probability']:.1f} %", found["rejection_reason"] if found["is_rejected"] else others)
 
-# %% ../nbs/cli.ipynb #05361b97
+# %% ../nbs/cli.ipynb #066c446c
 @app.command()
 @one_line_errors
 def predict(
@@ -409,7 +410,7 @@ def predict(
         typer.echo(f"{n_failed} of {len(answers)} could not be read", err=True)
         raise typer.Exit(min(n_failed, 100))
 
-# %% ../nbs/cli.ipynb #98a278e8
+# %% ../nbs/cli.ipynb #ed93c0b2
 @app.command()
 def version():
     "Prints the version of the package."

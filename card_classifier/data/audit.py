@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CANDIDATE_SIZE', 'CANDIDATE_CORRELATION', 'REPEAT_SIZE', 'REPEAT_CORRELATION', 'PATCH_SIZE', 'PATCH_SHIFT',
-           'PATCH_IMAGE_SIZE', 'SAME_CARD_GAP', 'SUMMARY_LABELS', 'CorruptImage', 'OddSize', 'Pair', 'Exclusion',
-           'Audit', 'small_grey', 'raw_checksum', 'correlation', 'patch_gap', 'audit', 'pair_sheet', 'plot_nearest']
+           'PATCH_IMAGE_SIZE', 'SAME_CARD_GAP', 'LIMITS', 'SUMMARY_LABELS', 'CorruptImage', 'OddSize', 'Pair',
+           'Exclusion', 'Audit', 'small_grey', 'raw_checksum', 'correlation', 'patch_gap', 'audit', 'pair_sheet',
+           'plot_nearest']
 
-# %% ../../nbs/data/02_audit.ipynb #c8f13792
+# %% ../../nbs/data/02_audit.ipynb #9bdb215c
 import hashlib
 import math
 from collections.abc import Iterator
@@ -20,14 +21,16 @@ from PIL import Image, ImageDraw, ImageFont
 from ..bundle import ImageError, decode_image
 from .source import SPLITS, Progress, RawDataSet, RawImage
 
-# %% ../../nbs/data/02_audit.ipynb #a815708d
+# %% ../../nbs/data/02_audit.ipynb #065277f1
 CANDIDATE_SIZE, CANDIDATE_CORRELATION = 32, 0.92  # grey; below 0.928 no pair of the public data set passes the next step
 REPEAT_SIZE, REPEAT_CORRELATION = 64, 0.94        # colour; above it pairs show one print, below it prints and decks mix
 PATCH_SIZE, PATCH_SHIFT = 14, 2                   # pixels of a 112 px image: about a pip; shift allows for another crop
 PATCH_IMAGE_SIZE = 112
 SAME_CARD_GAP = 0.4  # public data set: pairs that show one card reach 0.26, pairs of two cards begin at 0.51
+LIMITS = {"candidate_correlation": CANDIDATE_CORRELATION, "repeat_correlation": REPEAT_CORRELATION,
+          "same_card_gap": SAME_CARD_GAP}  # stored with every result
 
-# %% ../../nbs/data/02_audit.ipynb #a40e4b81
+# %% ../../nbs/data/02_audit.ipynb #a8b541f4
 @dataclass(frozen=True)
 class CorruptImage:
     "A file that cannot be decoded."
@@ -74,7 +77,7 @@ class Exclusion:
     other: str   # The image that it contradicts or repeats
     similarity: float  # Of the two
 
-# %% ../../nbs/data/02_audit.ipynb #5eb28f3f
+# %% ../../nbs/data/02_audit.ipynb #d5f0c455
 @dataclass
 class Audit:
     "Everything that an audit found."
@@ -96,7 +99,7 @@ class Audit:
         return [*self.exact_duplicates, *self.near_duplicates,
                 *(pair for pair in self.contradictions if not pair.is_identical)]
 
-# %% ../../nbs/data/02_audit.ipynb #30a2ab2c
+# %% ../../nbs/data/02_audit.ipynb #95a34c02
 def small_grey(
     pixels: np.ndarray,  # RGB, uint8, (height, width, 3)
 ) -> np.ndarray:         # Grey, uint8, (32 * 32,)
@@ -104,7 +107,7 @@ def small_grey(
     small = Image.fromarray(pixels).convert("L").resize((CANDIDATE_SIZE, CANDIDATE_SIZE), Image.Resampling.BICUBIC)
     return np.asarray(small).ravel()
 
-# %% ../../nbs/data/02_audit.ipynb #dc385a11
+# %% ../../nbs/data/02_audit.ipynb #24e4b041
 @dataclass
 class _Look:
     "What one pass over the images collects."
@@ -135,7 +138,7 @@ def _look_at_all(
             progress(index + 1, len(images), "looking at images")
     return look
 
-# %% ../../nbs/data/02_audit.ipynb #fb019d3b
+# %% ../../nbs/data/02_audit.ipynb #a019fa5b
 def raw_checksum(
     images: list[RawImage],  # In sorted order
     checksums: list[str]|None = None,  # SHA-256 of each file; default: computed here
@@ -145,7 +148,7 @@ def raw_checksum(
     listing = "".join(f"{image.path}\t{checksum}\n" for image, checksum in zip(images, checksums, strict=True))
     return hashlib.sha256(listing.encode()).hexdigest()
 
-# %% ../../nbs/data/02_audit.ipynb #79c0f6d9
+# %% ../../nbs/data/02_audit.ipynb #eee9e1ee
 def _normalised(
     greys: np.ndarray,  # uint8, (n, pixels)
 ) -> np.ndarray:        # float32, (n, pixels): mean 0 and length 1, so that products are correlations
@@ -171,7 +174,7 @@ def _proposals(
         if progress:
             progress(min(start + block, len(rows)), len(rows), "comparing images")
 
-# %% ../../nbs/data/02_audit.ipynb #b26433af
+# %% ../../nbs/data/02_audit.ipynb #21076fe0
 def _nearest(
     images: list[RawImage],  # In sorted order
     greys: np.ndarray,       # uint8, (n, 32 * 32)
@@ -186,7 +189,7 @@ def _nearest(
     return {images[i].path: (images[j].path, correlation(greys[i, :, None], greys[j, :, None]))
             for i, j in zip(others, best, strict=True)}
 
-# %% ../../nbs/data/02_audit.ipynb #bc013a64
+# %% ../../nbs/data/02_audit.ipynb #2e91820c
 def correlation(
     first: np.ndarray,   # uint8, (..., channels)
     second: np.ndarray,  # The same shape
@@ -200,7 +203,7 @@ def correlation(
     product = spread(x, x) * spread(y, y)
     return spread(x, y) / math.sqrt(product) if product else 0.0
 
-# %% ../../nbs/data/02_audit.ipynb #3bd65e28
+# %% ../../nbs/data/02_audit.ipynb #09db2026
 def patch_gap(
     first: np.ndarray,   # RGB, uint8, (112, 112, 3)
     second: np.ndarray,  # The same shape
@@ -221,7 +224,7 @@ def patch_gap(
     worst = int(smallest.max()) * n_pixels**2
     return math.sqrt(worst / (variance * PATCH_SIZE**2)) if variance else float(worst > 0)
 
-# %% ../../nbs/data/02_audit.ipynb #3bfab43c
+# %% ../../nbs/data/02_audit.ipynb #398f24a3
 def _measure(
     images: list[RawImage],  # In sorted order
     greys: np.ndarray,       # uint8, (n, 32 * 32)
@@ -246,10 +249,10 @@ def _measure(
         if similarity < REPEAT_CORRELATION or ((i, j) in best and best[i, j].similarity >= similarity):
             continue
         gap = patch_gap(resized(i)[PATCH_IMAGE_SIZE], resized(j)[PATCH_IMAGE_SIZE][::step, ::step])
-        best[i, j] = Pair(images[i].path, images[j].path, round(similarity, 4), round(gap, 4), is_turned)
+        best[i, j] = Pair(images[i].path, images[j].path, round(similarity, 6), round(gap, 6), is_turned)
     return [best[key] for key in sorted(best)]
 
-# %% ../../nbs/data/02_audit.ipynb #40413ced
+# %% ../../nbs/data/02_audit.ipynb #2c379625
 def _identical(
     images: list[RawImage],  # In sorted order
     checksums: list[str],    # SHA-256 of each
@@ -261,7 +264,7 @@ def _identical(
              if first.setdefault(checksum, image.path) != image.path]
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
-# %% ../../nbs/data/02_audit.ipynb #827ae9dd
+# %% ../../nbs/data/02_audit.ipynb #9e382b39
 def audit(
     data_set: RawDataSet,          # From `card_classifier.data.source`
     progress: Progress|None = None,  # Called with (done, total, what)
@@ -286,7 +289,7 @@ def audit(
     result.look_alikes = [pair for pair in similar if not pair.same_label and pair.patch_gap > SAME_CARD_GAP]
     return result
 
-# %% ../../nbs/data/02_audit.ipynb #d5ae653a
+# %% ../../nbs/data/02_audit.ipynb #e1fad957
 def _exclusions(self: Audit) -> list[Exclusion]:
     "Training images that contradict another image or repeat a validation or test image, sorted by path."
     found: dict[str, Exclusion] = {}
@@ -310,7 +313,7 @@ def _leaking(self: Audit) -> list[str]:
 Audit.exclusions = property(_exclusions)
 Audit.leaking = property(_leaking)
 
-# %% ../../nbs/data/02_audit.ipynb #79ca4b4d
+# %% ../../nbs/data/02_audit.ipynb #29bc8fdb
 SUMMARY_LABELS = {
     "images": "images",
     "corrupt": "corrupt files",
@@ -327,7 +330,7 @@ SUMMARY_LABELS = {
     "exclusions": "training images left out",
 }
 
-# %% ../../nbs/data/02_audit.ipynb #5dfba6f3
+# %% ../../nbs/data/02_audit.ipynb #1c6a2644
 def _counts(self: Audit) -> dict[str, int]:
     "How many there are of each thing that an audit looks for, by the keys of `SUMMARY_LABELS`."
     across = sum(pair.crosses_splits for pair in self.near_duplicates)
@@ -346,7 +349,7 @@ def _summary(self: Audit) -> list[tuple[str, int]]:
 def _to_dict(self: Audit) -> dict:
     "Everything, ready for JSON."
     found = {key: value for key, value in asdict(self).items() if key != "nearest"}
-    return {**found, "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
+    return {**found, "limits": LIMITS, "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
             "summary": self.counts()}
 
 
@@ -354,7 +357,7 @@ Audit.counts = _counts
 Audit.summary = _summary
 Audit.to_dict = _to_dict
 
-# %% ../../nbs/data/02_audit.ipynb #b6c97262
+# %% ../../nbs/data/02_audit.ipynb #9493b9fc
 def pair_sheet(
     pairs: list[Pair],     # What to show, in this order
     data_set: RawDataSet,  # Where the images lie
@@ -380,7 +383,7 @@ def pair_sheet(
             sheet.paste(picture, (left + place * size, top + 3 * line + 1))
     return sheet
 
-# %% ../../nbs/data/02_audit.ipynb #943d1e2a
+# %% ../../nbs/data/02_audit.ipynb #043b1c4a
 def plot_nearest(
     found: Audit,  # An audit
     axis=None,     # matplotlib axis; default: a new one

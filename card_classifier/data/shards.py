@@ -6,7 +6,7 @@
 __all__ = ['SHARD_FORMAT', 'IMAGES_PER_SHARD', 'DATASET_FILE', 'EXCLUSIONS_FILE', 'ShardError', 'Sample', 'ShardFolder',
            'open_shards', 'prepare', 'dvc_status']
 
-# %% ../../nbs/data/03_shards.ipynb #15869ee8
+# %% ../../nbs/data/03_shards.ipynb #591d9af5
 import csv
 import errno
 import hashlib
@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cards import CLASS_NAMES
-from .audit import Audit, Exclusion, raw_checksum
+from .audit import LIMITS, Audit, Exclusion, raw_checksum
 from .audit import audit as make_audit
 from .source import SPLITS, Progress, RawDataSet, RawImage, hold_folder
 
-# %% ../../nbs/data/03_shards.ipynb #36083e2d
+# %% ../../nbs/data/03_shards.ipynb #60976cc6
 SHARD_FORMAT = 1
 IMAGES_PER_SHARD = 1000
 DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
@@ -36,14 +36,14 @@ DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
 class ShardError(ValueError):
     "Shards cannot be written or read; the message is one line that names the file and says what to do."
 
-# %% ../../nbs/data/03_shards.ipynb #d8e596ae
+# %% ../../nbs/data/03_shards.ipynb #714bf3d9
 def _header(
     name: str,  # Name inside the tar, at most 100 characters of ASCII
     size: int,  # bytes
 ) -> bytes:     # 512 bytes
     "A POSIX ustar header without a time, an owner or anything else of this machine."
     fields = [name.encode("ascii").ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size,
-              b"00000000000\0", b" " * 8, b"0", bytes(100), b"ustar\x0000", bytes(64), b"0000000\0" * 2, bytes(167)]
+              b"00000000000\0", b" " * 8, b"0", bytes(100), b"ustar\x0000", bytes(247)]
     fields[6] = b"%06o\0 " % sum(b"".join(fields))  # the checksum counts itself as eight spaces
     return b"".join(fields)
 
@@ -60,7 +60,7 @@ def _to_json(value: object, indent: int|None = None) -> bytes:
     "JSON with sorted keys, in ASCII: one value, one text."
     return (json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
-# %% ../../nbs/data/03_shards.ipynb #0670373b
+# %% ../../nbs/data/03_shards.ipynb #8dc46aef
 def _shard_blocks(
     images: list[RawImage],  # The images of one shard, in order
     first: int,              # Number of the first image within its split
@@ -73,7 +73,7 @@ def _shard_blocks(
         yield _member(f"{key}.json", _to_json({"label": image.class_name, "path": image.path}))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
-# %% ../../nbs/data/03_shards.ipynb #b8f33282
+# %% ../../nbs/data/03_shards.ipynb #0aa9b6b3
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     "Turn the errors of a disk into one line that says what to do."
@@ -106,7 +106,7 @@ def _write(
         part.unlink(missing_ok=True)
     return digest.hexdigest()
 
-# %% ../../nbs/data/03_shards.ipynb #29cd1fba
+# %% ../../nbs/data/03_shards.ipynb #0bb2e103
 def _digest(blocks: Iterable[bytes]) -> str:
     "SHA-256 of content that comes in pieces."
     digest = hashlib.sha256()
@@ -132,7 +132,7 @@ def _ensure(
         checksum = _write(file, blocks())
     return {"size": file.stat().st_size, "sha256": checksum}
 
-# %% ../../nbs/data/03_shards.ipynb #dd1c752c
+# %% ../../nbs/data/03_shards.ipynb #3a866d8b
 def _usable(
     data_set: RawDataSet,  # The raw images
     found: Audit,          # What their audit said
@@ -157,7 +157,7 @@ def _shard_plan(
     return {f"{split}-{start // IMAGES_PER_SHARD:03d}.tar": (start, images[start:start + IMAGES_PER_SHARD])
             for split, images in splits.items() for start in range(0, len(images), IMAGES_PER_SHARD)}
 
-# %% ../../nbs/data/03_shards.ipynb #cbc0d08c
+# %% ../../nbs/data/03_shards.ipynb #3ca7e8cb
 def _exclusions_csv(exclusions: list[Exclusion]) -> bytes:
     "The exclusion list as CSV, with the same line ends everywhere."
     text = io.StringIO()
@@ -185,7 +185,7 @@ def _description(
         "leaking": {split: [path for path in found.leaking if path.startswith(f"{split}/")] for split in SPLITS[1:]},
     }
 
-# %% ../../nbs/data/03_shards.ipynb #b4df4fb0
+# %% ../../nbs/data/03_shards.ipynb #0a0557b6
 @dataclass(frozen=True)
 class Sample:
     "One image in a shard."
@@ -217,7 +217,7 @@ def _read_shard(
                 samples.append(Sample(stem, about["path"], CLASS_NAMES.index(about["label"]), file.name, offset, size))
     return samples
 
-# %% ../../nbs/data/03_shards.ipynb #cff51521
+# %% ../../nbs/data/03_shards.ipynb #01a344a9
 @dataclass
 class ShardFolder:
     "A folder of shards, open for reading."
@@ -252,7 +252,7 @@ class ShardFolder:
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         return f"ShardFolder({self.name!r}, {self.kind}: {counts}; {len(self.exclusions)} excluded; {self.checksum[:12]})"
 
-# %% ../../nbs/data/03_shards.ipynb #c2bead23
+# %% ../../nbs/data/03_shards.ipynb #3af6a85a
 def _again(folder: Path) -> str:
     return f"make the shards in {folder} again with `card-classifier data prepare`"
 
@@ -287,7 +287,7 @@ def _samples(
     excluded = set() if with_excluded else {item.path for item in self.exclusions}
     return [sample for sample in self._samples[split] if sample.path not in excluded]
 
-# %% ../../nbs/data/03_shards.ipynb #c031cb0d
+# %% ../../nbs/data/03_shards.ipynb #342025bf
 def _read(
     self: ShardFolder,
     sample: Sample,  # From `samples`
@@ -307,7 +307,7 @@ def _read(
 
 ShardFolder.samples, ShardFolder.read = _samples, _read
 
-# %% ../../nbs/data/03_shards.ipynb #ee3b7d33
+# %% ../../nbs/data/03_shards.ipynb #c0c1237f
 def _verify(self: ShardFolder):
     "Raise `ShardError` unless every file has the checksum that `dataset.json` states."
     for name, entry in self.description["files"].items():
@@ -320,7 +320,7 @@ def _verify(self: ShardFolder):
 
 ShardFolder.verify = _verify
 
-# %% ../../nbs/data/03_shards.ipynb #5bffc4fd
+# %% ../../nbs/data/03_shards.ipynb #4af445fc
 def open_shards(
     folder: str|Path,  # As `prepare` left it
 ) -> ShardFolder:      # Ready for `samples` and `read`
@@ -340,16 +340,16 @@ def open_shards(
         raise ShardError(f"{file}: its classes are not the {len(CLASS_NAMES)} of this project; {_again(folder)}")
     return ShardFolder(folder, description)
 
-# %% ../../nbs/data/03_shards.ipynb #668cf09e
+# %% ../../nbs/data/03_shards.ipynb #2509a809
 def _already_prepared(
     data_set: RawDataSet,  # What should be packed
     folder: Path,          # Where shards may lie
 ) -> ShardFolder|None:     # The shards, when they are right
-    "Shards made from exactly these files, if they are there and whole."
+    "Shards made from exactly these files in exactly this way, if they are there and whole."
     try:
         shards = open_shards(folder)
-        described = (shards.name, shards.kind, shards.description["raw_checksum"])
-        if described != (data_set.name, data_set.kind, raw_checksum(data_set.images)):
+        described = (shards.name, shards.kind, shards.description["audit"]["limits"], shards.description["raw_checksum"])
+        if described != (data_set.name, data_set.kind, LIMITS, raw_checksum(data_set.images)):
             return None
         shards.verify()
     except (ShardError, KeyError):
@@ -364,7 +364,7 @@ def _remove_others(folder: Path, names: set[str]):
         if is_ours and file.name not in names:
             file.unlink()
 
-# %% ../../nbs/data/03_shards.ipynb #00e9318b
+# %% ../../nbs/data/03_shards.ipynb #3b9b6e93
 def _pack(
     data_set: RawDataSet,  # What to pack
     folder: Path,          # Where to
@@ -400,7 +400,7 @@ def prepare(
         return (_already_prepared(data_set, folder)
                 or _pack(data_set, folder, audit or make_audit(data_set, progress), progress))
 
-# %% ../../nbs/data/03_shards.ipynb #dce68819
+# %% ../../nbs/data/03_shards.ipynb #30ebb35b
 def _dvc(
     root: Path,       # Folder of the checkout
     *arguments: str,  # After `dvc`

@@ -11,7 +11,7 @@ __all__ = ['TEMPERATURES', 'HEAD_FIGURES', 'RANK_NAMES', 'SUIT_NAMES', 'METRICS_
            'write_metrics', 'percent_with_interval', 'summary_rows', 'new_figure', 'tidy', 'error_bars',
            'plot_reliability', 'label_cards', 'plot_confusion', 'plot_rows', 'plot_per_class', 'plot_mistakes']
 
-# %% ../../nbs/training/02_evaluate.ipynb #50ada229
+# %% ../../nbs/training/02_evaluate.ipynb #58ea77f4
 import json
 import os
 import re
@@ -28,7 +28,7 @@ from ..cards import CARDS, CLASS_NAMES, Card, Rank, Suit
 if TYPE_CHECKING: from matplotlib.axes import Axes
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../../nbs/training/02_evaluate.ipynb #4c74baec
+# %% ../../nbs/training/02_evaluate.ipynb #5d705534
 def wilson_interval(
     n_correct:int,    # How many were right, from 0 to n_total
     n_total:int,      # How many there were, at least 0
@@ -55,7 +55,7 @@ def accuracy_with_interval(
         "accuracy_low": low, "accuracy_high": high,
     }
 
-# %% ../../nbs/training/02_evaluate.ipynb #69b995a7
+# %% ../../nbs/training/02_evaluate.ipynb #7509c0b9
 def check_confidence(
     probability:np.ndarray, # Probability of the predicted class, shape (n,)
     correct:np.ndarray,     # Whether the prediction was right, shape (n,)
@@ -84,7 +84,7 @@ def reliability_bins(
                      "accuracy": float(correct[inside].mean()) if inside.any() else None})
     return bins
 
-# %% ../../nbs/training/02_evaluate.ipynb #2f9046f5
+# %% ../../nbs/training/02_evaluate.ipynb #fa595756
 def expected_calibration_error(
     probability:np.ndarray, # Probability of the predicted class, shape (n,), in [0, 1]
     correct:np.ndarray,     # Whether the prediction was right, shape (n,), bool
@@ -94,7 +94,7 @@ def expected_calibration_error(
     bins = [one for one in reliability_bins(probability, correct, n_bins) if one["n"]]
     return sum(one["n"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / sum(one["n"] for one in bins)
 
-# %% ../../nbs/training/02_evaluate.ipynb #3ec4b37f
+# %% ../../nbs/training/02_evaluate.ipynb #7daca968
 def log_softmax(
     logits:np.ndarray,     # Shape (n, n_classes)
     temperature:float=1.0, # Divides the logits, above 0
@@ -112,7 +112,7 @@ def negative_log_likelihood(
     "How surprising the right answers are to the network, on average."
     return float(-log_softmax(logits, temperature)[np.arange(len(targets)), targets].mean())
 
-# %% ../../nbs/training/02_evaluate.ipynb #0c1b4258
+# %% ../../nbs/training/02_evaluate.ipynb #58c36c72
 def check_logits(
     logits:np.ndarray,  # Shape (n, 53), finite
     targets:np.ndarray, # Right class indices, shape (n,), from 0 to 52
@@ -131,7 +131,7 @@ def check_logits(
     if len(broken): raise ValueError(f"the logits of {len(broken)} of {len(logits)} images are not finite, first at row {broken[0]}")
     return logits, targets.astype(np.int64)
 
-# %% ../../nbs/training/02_evaluate.ipynb #1b7790f9
+# %% ../../nbs/training/02_evaluate.ipynb #28fd93da
 TEMPERATURES = (0.05, 20.0) # Far wider than a network that has learnt needs; a fit at the upper end means that it has not
 
 def crossing(
@@ -158,7 +158,7 @@ def fit_temperature(
         return (n + 1) / (n + 2) - float(softmax(logits, temperature).max(axis=1).mean())
     return crossing(slope, crossing(modesty, *TEMPERATURES), TEMPERATURES[1])
 
-# %% ../../nbs/training/02_evaluate.ipynb #92e77093
+# %% ../../nbs/training/02_evaluate.ipynb #a315c103
 def choose_rejection_threshold(
     probability_of_top:np.ndarray, # Calibrated probability of the best answer for each validation image, shape (n,)
     max_rejected:float=0.01,       # Largest share of validation images that may be rejected, in [0, 1)
@@ -169,7 +169,7 @@ def choose_rejection_threshold(
     if not 0 <= max_rejected < 1: raise ValueError(f"max_rejected is a share and must be at least 0 and below 1, got {max_rejected}")
     return min(highest, float(np.sort(probability)[int(max_rejected * len(probability))]))
 
-# %% ../../nbs/training/02_evaluate.ipynb #6c04de9f
+# %% ../../nbs/training/02_evaluate.ipynb #77645028
 def confusion_matrix(
     targets:np.ndarray,   # Right class indices, shape (n,)
     predicted:np.ndarray, # Answered class indices, shape (n,)
@@ -184,7 +184,7 @@ def f1_scores(
     occurrences = confusion.sum(axis=0) + confusion.sum(axis=1)
     return np.divide(2 * np.diag(confusion), occurrences, out=np.full(len(confusion), np.nan), where=occurrences > 0)
 
-# %% ../../nbs/training/02_evaluate.ipynb #554341ba
+# %% ../../nbs/training/02_evaluate.ipynb #26a5fd0b
 HEAD_FIGURES = ("n", "n_correct", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "ece", "nll")
 
 def head_figures(
@@ -201,7 +201,7 @@ def head_figures(
         "nll": negative_log_likelihood(logits, targets, temperature),
     }
 
-# %% ../../nbs/training/02_evaluate.ipynb #464a3aac
+# %% ../../nbs/training/02_evaluate.ipynb #52d568be
 def rank_name(card:Card)->str: # Such as `ace`
     "The name of a card's rank."
     return card.rank.value
@@ -225,7 +225,7 @@ def class_rows(
         for index, name in enumerate(CLASS_NAMES)
     ]
 
-# %% ../../nbs/training/02_evaluate.ipynb #f89c83bf
+# %% ../../nbs/training/02_evaluate.ipynb #39312f80
 def part_rows(
     confusion:np.ndarray,       # Counts, row target, column answer
     names:Sequence[str],        # The parts in order, such as the suits
@@ -240,7 +240,7 @@ def part_rows(
         for name, inside in members.items()
     ]
 
-# %% ../../nbs/training/02_evaluate.ipynb #9907817d
+# %% ../../nbs/training/02_evaluate.ipynb #91b322b1
 def find_mistakes(
     probabilities:np.ndarray, # Shape (n, 53)
     targets:np.ndarray,       # Right class indices, shape (n,)
@@ -255,7 +255,7 @@ def find_mistakes(
     ]
     return sorted(mistakes, key=lambda mistake: (-mistake["probability"], mistake["path"]))
 
-# %% ../../nbs/training/02_evaluate.ipynb #e1be2c60
+# %% ../../nbs/training/02_evaluate.ipynb #a1b058bf
 def check_paths(
     paths:Sequence[str],     # Where each image lies
     n_images:int,            # How many images there are
@@ -290,7 +290,7 @@ def evaluate(
         "confusion": confusion.tolist(),
     }
 
-# %% ../../nbs/training/02_evaluate.ipynb #cb1c5f42
+# %% ../../nbs/training/02_evaluate.ipynb #f9e8d9e2
 METRICS_FILE = "metrics.json"
 
 def write_metrics(
@@ -314,7 +314,7 @@ def write_metrics(
     finally: Path(temporary).unlink(missing_ok=True)
     return file
 
-# %% ../../nbs/training/02_evaluate.ipynb #e5bc7dfa
+# %% ../../nbs/training/02_evaluate.ipynb #63d67962
 def percent_with_interval(
     figures:dict, # Has accuracy, accuracy_low and accuracy_high
 )->str:           # Such as `98.9 % (96.7–99.6)`; a dash where nothing was counted
@@ -341,7 +341,7 @@ def summary_rows(
         ("accuracy, without them", percent_with_interval(without)), ("macro F1, without them", f"{without['macro_f1']:.4f}"),
     ]
 
-# %% ../../nbs/training/02_evaluate.ipynb #31c684fb
+# %% ../../nbs/training/02_evaluate.ipynb #d5adf077
 INK, GOOD, BAD, RED_SUIT = "#333333", "#4477aa", "#cc3311", "#c3002f" # Told apart by colour-blind readers too (Tol 2021)
 DOTS_PER_INCH = 80
 
@@ -371,7 +371,7 @@ def error_bars(
     low, high = np.array(intervals).T
     return np.maximum(np.stack([accuracy - low, high - accuracy]), 0)
 
-# %% ../../nbs/training/02_evaluate.ipynb #b7d6fbf8
+# %% ../../nbs/training/02_evaluate.ipynb #f4dedf40
 def plot_reliability(
     metrics:dict, # As `evaluate` returns it
 )->"Figure":      # Two axes, one above the other
@@ -390,11 +390,11 @@ def plot_reliability(
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     tidy(above, f"calibration error {metrics['ece']:.3f} at temperature {metrics['temperature']:.2f}")
     below.bar(centre, [one["n"] for one in bins], width, color=INK, alpha=0.6)
-    below.set(yscale="log", xlabel="stated confidence", ylabel="answers")
+    below.set(yscale="log", ylim=(0.5, None), xlabel="stated confidence", ylabel="answers")
     tidy(below, "")
     return figure
 
-# %% ../../nbs/training/02_evaluate.ipynb #00c89211
+# %% ../../nbs/training/02_evaluate.ipynb #8967fefe
 DECK_ORDER = tuple(sorted(CARDS, key=lambda card: (SUIT_NAMES.index(suit_name(card)), RANK_NAMES.index(rank_name(card)))))
 
 def label_cards(
@@ -432,7 +432,7 @@ def plot_confusion(
     axis.set_title(f"{metrics['n'] - metrics['n_correct']} of {metrics['n']} images taken for another card", loc="left", fontsize=10, color=INK)
     return figure
 
-# %% ../../nbs/training/02_evaluate.ipynb #0d96d147
+# %% ../../nbs/training/02_evaluate.ipynb #cda74ce8
 def plot_rows(
     axis:"Axes",      # Changed in place
     rows:list[dict],  # From `class_rows` or `part_rows`
@@ -464,7 +464,7 @@ def plot_per_class(
     by_suit.set_xticks(range(len(SUIT_NAMES)), SUIT_NAMES, fontsize=8)
     return figure
 
-# %% ../../nbs/training/02_evaluate.ipynb #ec5e7802
+# %% ../../nbs/training/02_evaluate.ipynb #12efd248
 def plot_mistakes(
     mistakes:list[dict],         # From `evaluate`, as many as are to be shown
     images:Sequence[np.ndarray], # The image of each, uint8 (height, width, 3)

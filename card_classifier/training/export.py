@@ -6,7 +6,7 @@
 __all__ = ['OPSET', 'INPUT', 'OUTPUT', 'CODE', 'MAX_PROBABILITY_GAP', 'ExportError', 'PixelsToLogits', 'strip_notes',
            'check_onnx', 'onnx_bytes', 'git', 'code_version', 'export_bundle', 'Parity', 'compare', 'check_parity']
 
-# %% ../../nbs/training/03_export.ipynb #6724c38a
+# %% ../../nbs/training/03_export.ipynb #0931a433
 import copy
 import hashlib
 import subprocess
@@ -28,7 +28,7 @@ from .evaluate import choose_rejection_threshold, fit_temperature
 
 if TYPE_CHECKING: from onnx import GraphProto, ModelProto
 
-# %% ../../nbs/training/03_export.ipynb #45fa2b43
+# %% ../../nbs/training/03_export.ipynb #8e432156
 class ExportError(ValueError):
     "A network can't be exported, or what was exported doesn't answer as the network does."
 
@@ -51,7 +51,7 @@ class PixelsToLogits(nn.Module):
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return self.network((pixels - self.pixel_mean) * self.pixel_scale)
 
-# %% ../../nbs/training/03_export.ipynb #bb2afac5
+# %% ../../nbs/training/03_export.ipynb #e2fe6a5d
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
 
@@ -86,7 +86,7 @@ def check_onnx(
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ExportError("the exported weights lie outside the file")
 
-# %% ../../nbs/training/03_export.ipynb #749e3eaa
+# %% ../../nbs/training/03_export.ipynb #cda3d2dc
 def onnx_bytes(
     model:nn.Module,      # Takes normalised float images (n, 3, size, size), gives logits (n, 53); not changed
     input_size:int,       # Side of its images in pixels
@@ -110,7 +110,7 @@ def onnx_bytes(
     check_onnx(exported, input_size)
     return exported.SerializeToString(deterministic=True)
 
-# %% ../../nbs/training/03_export.ipynb #948aec91
+# %% ../../nbs/training/03_export.ipynb #6d2895d1
 CODE = ("nbs", "card_classifier", "configs", "settings.ini") # What can change a result
 
 def git(
@@ -132,7 +132,7 @@ def code_version(
     present = [name for name in CODE if (folder/name).exists()]
     return f"{version} {commit}{'+dirty' if git(folder, 'status', '--porcelain', '--', *present) else ''}"
 
-# %% ../../nbs/training/03_export.ipynb #25dcc20b
+# %% ../../nbs/training/03_export.ipynb #a15466fb
 def export_bundle(
     model:nn.Module,            # The trained network; not changed
     folder:str|Path,            # Where the bundle goes
@@ -162,7 +162,7 @@ def export_bundle(
         training=training, data=data, code_version=code_version(), metrics=metrics)
     return write_bundle(folder, info, content, overwrite=overwrite)
 
-# %% ../../nbs/training/03_export.ipynb #0f40cad1
+# %% ../../nbs/training/03_export.ipynb #6bf6ea07
 MAX_PROBABILITY_GAP = 1e-3
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def compare(
         with torch.inference_mode(): ours = softmax(wrapped(torch.from_numpy(batch)).numpy(), info.temperature)
         theirs = softmax(session.run([OUTPUT], {INPUT: batch})[0], info.temperature)
         n_disagree += int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
-        gap = max(gap, float(np.abs(ours - theirs).max()))
+        gap = float(np.maximum(gap, np.abs(ours - theirs).max())) # Unlike max, this keeps not-a-number
     return Parity(len(images), n_disagree, gap)
 
 def check_parity(

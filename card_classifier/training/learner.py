@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
