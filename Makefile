@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage docs readme report lock clean
+.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark docs readme report lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -56,7 +56,21 @@ coverage: setup ## Coverage of the exported package, notebooks and pytest togeth
 	coverage report --fail-under=85
 
 docs: setup ## Execute the training notebook on the deck and build the site into _docs/ (needs Quarto)
+	papermill --cwd . --no-progress-bar nbs/runs/train.ipynb nbs/runs/train.ipynb
 	nbdev_docs
+
+readme: setup ## Make README.md from nbs/index.ipynb
+	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/index.ipynb
+	nbdev_clean --fname nbs/index.ipynb
+	python -c "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
+	jupyter nbconvert --to markdown --log-level ERROR --output-dir . --output README _proc/index.ipynb
+
+report: setup ## Make reports/ from the measured results
+	python reports/report.py
+
+benchmark: setup ## Measure times on this machine: nbs/runs/benchmark.ipynb, in place
+	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/benchmark.ipynb
+	nbdev_clean --fname nbs/runs/benchmark.ipynb
 
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info

@@ -28,7 +28,7 @@ from card_classifier.data.deck import (
     render_scene,
 )
 
-COUNTS = {"train": 2, "valid": 1, "test": 1}
+COUNTS = {"train": 2, "valid": 1}
 SIZE = 48
 
 def checksums(folder:Path)->dict[str, str]:
@@ -42,7 +42,7 @@ def rendered(tmp_path_factory)->Path:
 def test_layout_is_the_public_one(rendered):
     rows = (rendered/"cards.csv").read_text().splitlines()
     assert rows[0] == "class index,filepaths,labels,card type,data set"
-    assert len(rows) == 1 + 53*4
+    assert len(rows) == 1 + 53*3
     for row in rows[1:]:
         index, path, label, rank, split = row.split(",")
         assert (rendered/path).is_file()
@@ -56,7 +56,7 @@ def test_workers_and_order_do_not_change_the_bytes(rendered, tmp_path):
     steps = []
     other = render_data_set(tmp_path/"two", COUNTS, seed=5, size=SIZE, n_workers=2, progress=lambda *step: steps.append(step))
     assert checksums(other) == checksums(rendered)
-    assert steps == [(53*done, 53*4) for done in range(1, 5)]
+    assert steps == [(53*done, 53*3) for done in range(1, 4)]
 
 def test_another_seed_gives_other_images(rendered, tmp_path):
     other = checksums(render_data_set(tmp_path/"three", {"valid": 1}, seed=6, size=SIZE))
@@ -78,7 +78,7 @@ def test_goes_on_after_a_kill(rendered, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     n_there = sum(1 for _ in folder.rglob("*.jpg"))
-    assert 20 <= n_there < 53*4, "the kill came too late to show anything"
+    assert 20 <= n_there < 53*3, "the kill came too late to show anything"
     assert not json.loads((folder/DATA_SET_FILE).read_text())["is_complete"]
     (folder/"99999.part").write_bytes(b"half a picture")
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
@@ -110,8 +110,8 @@ def test_refuses_folders_that_hold_something_else(rendered, tmp_path):
 
 def test_bytes_do_not_depend_on_the_process():
     code = ("import hashlib, numpy as np; from card_classifier.cards import CARDS; from card_classifier.data.deck import *\n"
-            "images = [photograph(render_face(CARDS[i], random_style(i)), np.random.default_rng(i)) for i in range(0, 53, 9)]\n"
-            "images.append(render_scene(CARDS[:3], random_style(2), np.random.default_rng(2)).image)\n"
+            "images = [photograph(render_face(CARDS[i], random_style(i)), np.random.default_rng(i)) for i in range(0, 53, 18)]\n"
+            "images.append(render_scene(CARDS[:3], random_style(2), np.random.default_rng(2), 120, 160).image)\n"
             "print(hashlib.sha256(b''.join(image.tobytes() for image in images)).hexdigest())")
     runs = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone}, capture_output=True, text=True, check=True).stdout
             for seed, zone in (("1", "UTC"), ("77", "Asia/Tokyo"))}
@@ -127,7 +127,7 @@ def test_families_share_nothing_that_is_drawn():
         train, unseen = ({name(style) for style in styles[family]} for family in ("train", "unseen"))
         assert train and unseen and not train & unseen
 
-@pytest.mark.parametrize(("seed", "family"), [(3, "train"), (8, "train"), (21, "train"), (1, "unseen"), (6, "unseen")])
+@pytest.mark.parametrize(("seed", "family"), [(3, "train"), (21, "train"), (6, "unseen")])
 def test_all_53_faces_differ(seed, family):
     style = random_style(seed, family)
     faces = np.stack([cv2.resize(render_face(card, style), (48, 67), interpolation=cv2.INTER_AREA)[..., :3] for card in CARDS]).astype(np.float32)
@@ -153,7 +153,7 @@ def test_a_pose_never_mirrors(seed, kind):
     assert cv2.contourArea(np.float32(corners), oriented=True) > 0
     assert cv2.isContourConvex(np.float32(corners))
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 4), st.sampled_from([0.0, 0.3]))
 def test_scene_tells_the_truth(seed, n_cards, max_overlap):
     generator = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ __all__ = ['CARD_WIDTH', 'CARD_HEIGHT', 'SUITS', 'SUIT_SHAPES', 'Colour', 'FONTS
            'DeckError', 'deck_of', 'render_images', 'read_marker', 'write_text', 'table_of_files', 'render_data_set',
            'run_tasks']
 
-# %% ../../nbs/data/01_deck.ipynb #48e0e54d
+# %% ../../nbs/data/01_deck.ipynb #c9ec5412
 import json
 import math
 import os
@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cards import CARDS, Card
 
-# %% ../../nbs/data/01_deck.ipynb #43ba82e9
+# %% ../../nbs/data/01_deck.ipynb #c3e4e47c
 CARD_WIDTH, CARD_HEIGHT = 100, 140 # Card units; the ratio of a bridge-to-poker card (63 x 88 mm is 0.716)
 _STEPS = np.linspace(0, 1, 9)[:-1, None]
 _HERMITE = np.concatenate([2*_STEPS**3 - 3*_STEPS**2 + 1, _STEPS**3 - 2*_STEPS**2 + _STEPS,
@@ -67,7 +67,7 @@ def curve(
     polygon.flags.writeable = False
     return polygon
 
-# %% ../../nbs/data/01_deck.ipynb #7e2e188b
+# %% ../../nbs/data/01_deck.ipynb #eb89d57b
 SUITS = ("clubs", "diamonds", "hearts", "spades")
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def suit_mask(
         mask[~is_ink] = 0
     return cv2.resize(mask, (height, height), interpolation=cv2.INTER_AREA).astype(np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #c2676b83
+# %% ../../nbs/data/01_deck.ipynb #2609dc8f
 Colour = tuple[int, int, int]
 
 def mix(first:Colour, second:Colour, share:float)->Colour:
@@ -177,7 +177,7 @@ class Canvas:
         share = mask[:target.shape[0], :target.shape[1], None]
         target[:] = target + (np.float32(colour) - target)*share + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #40670f0f
+# %% ../../nbs/data/01_deck.ipynb #9e7ff8ec
 FONTS = {
     "train": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral",
               "STIXGeneralBol", "STIXGeneralBolIta", "cmss10", "cmtt10"),
@@ -216,7 +216,7 @@ def text_mask(
     width = min(widest, image.width*condense*height/image.height)
     return np.asarray(image.resize((max(1, round(width)), height), Image.Resampling.BOX), np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #de92a9cd
+# %% ../../nbs/data/01_deck.ipynb #d6eb116d
 @dataclass(frozen=True)
 class Palette:
     "The colours of a deck."
@@ -275,7 +275,7 @@ PALETTES = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #2eef86a3
+# %% ../../nbs/data/01_deck.ipynb #b84e63e1
 @dataclass(frozen=True)
 class Layout:
     "Where things stand on the faces of a deck; lengths in card units."
@@ -326,7 +326,7 @@ LAYOUTS = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #60011a29
+# %% ../../nbs/data/01_deck.ipynb #e5ad0772
 COURT_MODES = ("full",)*5 + ("tint", "line")
 PAPERS = ("smooth", "smooth", "grain", "linen", "fibre", "parchment", "vignette")
 BACKS = ("lattice", "rosette", "scales", "suits", "rings", "weave")
@@ -378,7 +378,7 @@ def random_style(
         border=pick((None,)*8 + (palette.black, palette.red, palette.gold)),
         edge_wear=wear[0], scratches=wear[1], stains=wear[2], fade=wear[3])
 
-# %% ../../nbs/data/01_deck.ipynb #fc2b8f5d
+# %% ../../nbs/data/01_deck.ipynb #eae0810e
 _TWO, _FOUR, _SIX = ((0, -1), (0, 1)), ((-1, -1), (1, -1), (-1, 1), (1, 1)), ((-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1))
 _EIGHT = tuple((x, y) for y in (-1, -1/3, 1/3, 1) for x in (-1, 1))
 PIP_PLACES = { # Column (-1, 0, 1) and row (-1 top to 1 bottom) of each pip
@@ -415,7 +415,7 @@ def print_pip(
         ramp = np.linspace(0.5, 0, height, dtype=np.float32)[:, None]**1.5
         canvas.stamp(suit_mask(suit, style.shape, height)*(ramp[::-1] if is_turned else ramp), x, y, (255, 255, 255), is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #0132a3e6
+# %% ../../nbs/data/01_deck.ipynb #2399895e
 def print_index(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints rank and suit into two or four corners, the lower ones upside down."
     layout, suit = style.layout, suit_name(card)
@@ -473,7 +473,7 @@ def print_ace(canvas:Canvas, style:DeckStyle, suit:str):
     else:
         print_pip(canvas, style, suit, x, y, size)
 
-# %% ../../nbs/data/01_deck.ipynb #0afa7435
+# %% ../../nbs/data/01_deck.ipynb #92457452
 _AXIS = 30 # Figures are symmetric about this x
 
 @lru_cache(maxsize=256)
@@ -497,7 +497,7 @@ def read_drawing(
             raise ValueError(f"a figure cannot be drawn with '{how}': {line}")
     return tuple(shapes)
 
-# %% ../../nbs/data/01_deck.ipynb #24c5c90a
+# %% ../../nbs/data/01_deck.ipynb #b57df2b9
 def pattern_mask(
     name:str,      # "checks", "stripes", "bars", "dots", "scales", "chevrons", "lattice", "rays"
     x:np.ndarray,  # Figure units
@@ -525,7 +525,7 @@ def pattern_mask(
         distance = 1.05 - radius if name == "dots" else 0.35 - np.abs(radius - 2.2)
     return np.clip(distance*sharpness + 0.5, 0, 1)
 
-# %% ../../nbs/data/01_deck.ipynb #fd2fb46e
+# %% ../../nbs/data/01_deck.ipynb #351953fe
 @dataclass(frozen=True)
 class Fill:
     "A colour, or a pattern in two colours."
@@ -580,7 +580,7 @@ def weave(canvas:Canvas, outline:np.ndarray, fill:Fill, offset:tuple[float, floa
     target = canvas.pixels[top:bottom, left:right]
     target[:] = target + (cloth - target)*(mask[..., None]*np.float32(1/255)) + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #0ac5c12a
+# %% ../../nbs/data/01_deck.ipynb #a5f74110
 ROBE = """
 robe_a one 30,28! 39,29 47,31.5 54,36 59,45 61,74! 30,74!
 robe_b one 30,28! 21,29 13,31.5 6,36 1,45 -1,74! 30,74!
@@ -733,7 +733,7 @@ line line 20.6,8.8! 20.8,3.6 24.4,-0.6!
 """)
 MOUSTACHES = ("line lines 30.4,22.1! 32.2,21.7 34,22.4 35.6,21.2!", "~blush dots 24.7,20.6,1.2")
 
-# %% ../../nbs/data/01_deck.ipynb #40958ddf
+# %% ../../nbs/data/01_deck.ipynb #381d9a83
 HELD = { # What a figure holds, upright at x = 50; the hand comes on top
     "sword": """
 steel one 48.4,36! 48.4,7! 50,2! 51.6,7! 51.6,36!
@@ -796,7 +796,7 @@ SKINS = ((250, 222, 196), (240, 204, 170), (222, 178, 138), (176, 124, 86), (122
 HAIRS = ((92, 58, 34), (212, 168, 88), (44, 34, 32), (160, 72, 34), (196, 190, 184))
 PATTERNS = ("checks", "stripes", "dots", "scales", "chevrons", "lattice", "bars", "")
 
-# %% ../../nbs/data/01_deck.ipynb #069c6d17
+# %% ../../nbs/data/01_deck.ipynb #f2e4ff9b
 def court_fills(
     style:DeckStyle,
     suit:str,    # A name of SUITS
@@ -842,7 +842,7 @@ def court_drawing(
     robe = "" if rank == "Q" else ROBE
     return "\n".join((robe, body, ARMS, HELD[held], HAND))
 
-# %% ../../nbs/data/01_deck.ipynb #76d1499a
+# %% ../../nbs/data/01_deck.ipynb #0a0ab235
 def double_ended(
     pixels:np.ndarray, # Shape (h, w, 3); only what lies above the line is used
     slope:float,       # Of the dividing line through the middle, y over x; positive falls to the right
@@ -927,7 +927,7 @@ def print_monogram(canvas:Canvas, style:DeckStyle, rank:str, suit:str):
     fills = court_fills(style, suit, lambda options: options[0])
     draw_figure(canvas, crown, fills, (x - 30*1.3, y - 42), (1.3, 1.3), 0.5)
 
-# %% ../../nbs/data/01_deck.ipynb #a6a658fc
+# %% ../../nbs/data/01_deck.ipynb #4df2cc0b
 JOKER_BODY = """
 robe_a one 30,34! 40,36 49,41 56,50 60,60 61,76! 30,76!
 robe_b one 30,34! 20,36 11,41 4,50 0,60 -1,76! 30,76!
@@ -1016,7 +1016,7 @@ def print_joker_index(canvas:Canvas, style:DeckStyle, ink:Colour):
             else:
                 canvas.stamp(mask, *mark, ink, is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #97d3eb35
+# %% ../../nbs/data/01_deck.ipynb #ab3f104f
 def cloud(
     height:int,
     width:int,
@@ -1083,7 +1083,7 @@ def use(
         pixels = np.uint8(pixels + (np.float32((188, 176, 158)) - pixels)*share)
     return pixels
 
-# %% ../../nbs/data/01_deck.ipynb #9947e156
+# %% ../../nbs/data/01_deck.ipynb #39e976b2
 FACE_WIDTH = 240 # Pixels; enough for a card that fills a photograph of 224
 _SUPERSAMPLING = 2
 
@@ -1154,7 +1154,7 @@ def finish(canvas:Canvas, style:DeckStyle, width:int, generator:np.random.Genera
     card.flags.writeable = False
     return card
 
-# %% ../../nbs/data/01_deck.ipynb #7379b6b5
+# %% ../../nbs/data/01_deck.ipynb #7b8d2aef
 @lru_cache(maxsize=8)
 def render_back(
     style:DeckStyle,
@@ -1197,10 +1197,10 @@ def render_back(
     canvas.pixels[margin:margin + box.pixels.shape[0], margin:margin + box.pixels.shape[1]] = box.pixels
     return finish(canvas, style, width, np.random.default_rng([style.seed, 3]))
 
-# %% ../../nbs/data/01_deck.ipynb #ed3446e6
+# %% ../../nbs/data/01_deck.ipynb #d1f96950
 def wood(size:int, generator:np.random.Generator)->np.ndarray:
     base = np.float32(((164, 116, 70), (112, 74, 44), (196, 160, 116), (88, 62, 48), (150, 146, 138))[generator.integers(5)])
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+    y = np.repeat(np.arange(size, dtype=np.float32)[:, None], size, axis=1)
     n_planks = generator.integers(2, 6)
     plank = np.floor(y*n_planks/size)
     shift = generator.uniform(0, 400, n_planks).astype(np.float32)[plank.astype(int)]
@@ -1261,15 +1261,15 @@ def stone(size:int, generator:np.random.Generator)->np.ndarray:
     veins = np.exp(-np.abs(field)*14)
     return base*(1 + 0.1*field - 0.3*veins)[..., None]
 
-# %% ../../nbs/data/01_deck.ipynb #368b911e
+# %% ../../nbs/data/01_deck.ipynb #b1152903
 TABLES = {"wood": wood, "felt": felt, "cloth": cloth, "plain": plain, "newspaper": newspaper, "carpet": carpet, "stone": stone}
-N_TABLE_VARIANTS = 4 # Of each kind
+N_TABLE_VARIANTS = 3 # Of each kind
 
 @lru_cache(maxsize=2*len(TABLES)*N_TABLE_VARIANTS)
 def table_texture(
     kind:str,    # A name of TABLES
     variant:int, # From 0 to N_TABLE_VARIANTS - 1
-    size:int=640, # Pixels
+    size:int=512, # Pixels
 )->np.ndarray:   # Shape (size, size, 3), uint8, read-only
     "One of a kind of table's variants."
     texture = TABLES[kind](size, np.random.default_rng([list(TABLES).index(kind), variant]))
@@ -1286,7 +1286,7 @@ def table(
     "A piece of a table, at a magnification and an angle by lot."
     kind = kind or list(TABLES)[generator.integers(len(TABLES))]
     diagonal = math.hypot(height, width)
-    size = 640 if diagonal < 500 else 1280
+    size = 512 if diagonal < 500 else 1024
     texture = table_texture(kind, int(generator.integers(N_TABLE_VARIANTS)), size)
     zoom, angle = generator.uniform(1.02, 1.7)*diagonal/size, generator.uniform(0, 2*math.pi)
     slack = size/2 - diagonal/zoom/2 # How far the piece may lie from the texture's middle without reaching over its edge
@@ -1295,7 +1295,7 @@ def table(
     matrix = np.column_stack([turn, (width/2, height/2) - turn @ middle])
     return cv2.warpAffine(texture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
-# %% ../../nbs/data/01_deck.ipynb #e93f86cc
+# %% ../../nbs/data/01_deck.ipynb #c68ed09f
 def lay_card(
     image:np.ndarray,    # RGB, uint8; the card is drawn into it
     card:np.ndarray,     # RGBA, upright
@@ -1326,7 +1326,7 @@ def lay_card(
     cv2.add(image, cv2.multiply(warped[..., :3], solid, scale=1/255), image)
     return alpha
 
-# %% ../../nbs/data/01_deck.ipynb #35586598
+# %% ../../nbs/data/01_deck.ipynb #14c45af2
 @lru_cache(maxsize=2)
 def film_grain(size:int=640)->np.ndarray:
     "Noise that photographs cut theirs from, shape (size, size, 3), float32 with unit variance."
@@ -1381,7 +1381,7 @@ def develop(
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return image
 
-# %% ../../nbs/data/01_deck.ipynb #834a57d7
+# %% ../../nbs/data/01_deck.ipynb #08e91bfb
 POSES = {"filled": 0.56, "framed": 0.14, "askew": 0.2, "corner": 0.06, "lying": 0.04}
 
 def pose(
@@ -1450,7 +1450,7 @@ def photograph(
         thumb(image, corners, generator)
     return develop(image, generator)
 
-# %% ../../nbs/data/01_deck.ipynb #0503c22b
+# %% ../../nbs/data/01_deck.ipynb #75ceaaf0
 @dataclass(frozen=True)
 class Scene:
     "A picture of a table and the truth about it."
@@ -1508,7 +1508,7 @@ def overlap(first:np.ndarray, second:np.ndarray)->float:
     shared, _ = cv2.intersectConvexConvex(first, second)
     return shared/min(cv2.contourArea(first), cv2.contourArea(second))
 
-# %% ../../nbs/data/01_deck.ipynb #5878522d
+# %% ../../nbs/data/01_deck.ipynb #08654b6f
 def render_scene(
     cards:Sequence[Card],           # From the lowest to the topmost; an empty table is a scene too
     style:DeckStyle|Sequence[DeckStyle], # The deck, or one deck for each card
@@ -1553,7 +1553,7 @@ def visible_shares(
         above = covered[i] if above is None else above | covered[i]
     return shares
 
-# %% ../../nbs/data/01_deck.ipynb #6c7dd274
+# %% ../../nbs/data/01_deck.ipynb #5f92bcb7
 class DeckError(ValueError):
     "A data set cannot be rendered into this folder."
 
@@ -1618,7 +1618,7 @@ def table_of_files(counts:dict[str, int])->str:
             rows += [f"{card.index},{split}/{card.class_name}/{number:03d}.jpg,{end}" for number in range(1, n + 1)]
     return "\n".join(rows) + "\n"
 
-# %% ../../nbs/data/01_deck.ipynb #be0a11f3
+# %% ../../nbs/data/01_deck.ipynb #dd0b290c
 def render_data_set(
     folder:str|Path,
     images_per_class:dict[str, int]|None=None, # For each split, 0 to 999; IMAGES_PER_CLASS if None

@@ -6,7 +6,7 @@
 __all__ = ['SHARD_FORMAT', 'IMAGES_PER_SHARD', 'DATASET_FILE', 'EXCLUSIONS_FILE', 'ShardError', 'Sample', 'ShardFolder',
            'open_shards', 'prepare', 'dvc_status']
 
-# %% ../../nbs/data/03_shards.ipynb #591d9af5
+# %% ../../nbs/data/03_shards.ipynb #39d2e568
 import csv
 import errno
 import hashlib
@@ -27,7 +27,7 @@ from .audit import LIMITS, Audit, Exclusion, raw_checksum
 from .audit import audit as make_audit
 from .source import SPLITS, Progress, RawDataSet, RawImage, hold_folder
 
-# %% ../../nbs/data/03_shards.ipynb #60976cc6
+# %% ../../nbs/data/03_shards.ipynb #e67ac4d3
 SHARD_FORMAT = 1
 IMAGES_PER_SHARD = 1000
 DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
@@ -36,7 +36,7 @@ DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
 class ShardError(ValueError):
     "Shards cannot be written or read; the message is one line that names the file and says what to do."
 
-# %% ../../nbs/data/03_shards.ipynb #714bf3d9
+# %% ../../nbs/data/03_shards.ipynb #f369d743
 def _header(
     name: str,  # Name inside the tar, at most 100 characters of ASCII
     size: int,  # bytes
@@ -60,7 +60,7 @@ def _to_json(value: object, indent: int|None = None) -> bytes:
     "JSON with sorted keys, in ASCII: one value, one text."
     return (json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
-# %% ../../nbs/data/03_shards.ipynb #8dc46aef
+# %% ../../nbs/data/03_shards.ipynb #e070c6e0
 def _shard_blocks(
     images: list[RawImage],  # The images of one shard, in order
     first: int,              # Number of the first image within its split
@@ -73,7 +73,7 @@ def _shard_blocks(
         yield _member(f"{key}.json", _to_json({"label": image.class_name, "path": image.path}))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
-# %% ../../nbs/data/03_shards.ipynb #0aa9b6b3
+# %% ../../nbs/data/03_shards.ipynb #b765cf97
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     "Turn the errors of a disk into one line that says what to do."
@@ -106,7 +106,7 @@ def _write(
         part.unlink(missing_ok=True)
     return digest.hexdigest()
 
-# %% ../../nbs/data/03_shards.ipynb #0bb2e103
+# %% ../../nbs/data/03_shards.ipynb #22961463
 def _digest(blocks: Iterable[bytes]) -> str:
     "SHA-256 of content that comes in pieces."
     digest = hashlib.sha256()
@@ -132,7 +132,7 @@ def _ensure(
         checksum = _write(file, blocks())
     return {"size": file.stat().st_size, "sha256": checksum}
 
-# %% ../../nbs/data/03_shards.ipynb #3a866d8b
+# %% ../../nbs/data/03_shards.ipynb #90800c26
 def _usable(
     data_set: RawDataSet,  # The raw images
     found: Audit,          # What their audit said
@@ -157,13 +157,13 @@ def _shard_plan(
     return {f"{split}-{start // IMAGES_PER_SHARD:03d}.tar": (start, images[start:start + IMAGES_PER_SHARD])
             for split, images in splits.items() for start in range(0, len(images), IMAGES_PER_SHARD)}
 
-# %% ../../nbs/data/03_shards.ipynb #3ca7e8cb
+# %% ../../nbs/data/03_shards.ipynb #ae869edb
 def _exclusions_csv(exclusions: list[Exclusion]) -> bytes:
     "The exclusion list as CSV, with the same line ends everywhere."
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "reason", "other", "similarity"])
-    rows.writerows([item.path, item.reason, item.other, f"{item.similarity:.4f}"] for item in exclusions)
+    rows.writerows([item.path, item.reason, item.other, f"{item.similarity:.6f}"] for item in exclusions)
     return text.getvalue().encode()
 
 
@@ -185,7 +185,7 @@ def _description(
         "leaking": {split: [path for path in found.leaking if path.startswith(f"{split}/")] for split in SPLITS[1:]},
     }
 
-# %% ../../nbs/data/03_shards.ipynb #0a0557b6
+# %% ../../nbs/data/03_shards.ipynb #ad1342dd
 @dataclass(frozen=True)
 class Sample:
     "One image in a shard."
@@ -217,7 +217,7 @@ def _read_shard(
                 samples.append(Sample(stem, about["path"], CLASS_NAMES.index(about["label"]), file.name, offset, size))
     return samples
 
-# %% ../../nbs/data/03_shards.ipynb #01a344a9
+# %% ../../nbs/data/03_shards.ipynb #d9f66469
 @dataclass
 class ShardFolder:
     "A folder of shards, open for reading."
@@ -252,7 +252,7 @@ class ShardFolder:
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         return f"ShardFolder({self.name!r}, {self.kind}: {counts}; {len(self.exclusions)} excluded; {self.checksum[:12]})"
 
-# %% ../../nbs/data/03_shards.ipynb #3af6a85a
+# %% ../../nbs/data/03_shards.ipynb #06ba8c09
 def _again(folder: Path) -> str:
     return f"make the shards in {folder} again with `card-classifier data prepare`"
 
@@ -287,7 +287,7 @@ def _samples(
     excluded = set() if with_excluded else {item.path for item in self.exclusions}
     return [sample for sample in self._samples[split] if sample.path not in excluded]
 
-# %% ../../nbs/data/03_shards.ipynb #342025bf
+# %% ../../nbs/data/03_shards.ipynb #d7bd557c
 def _read(
     self: ShardFolder,
     sample: Sample,  # From `samples`
@@ -307,7 +307,7 @@ def _read(
 
 ShardFolder.samples, ShardFolder.read = _samples, _read
 
-# %% ../../nbs/data/03_shards.ipynb #c0c1237f
+# %% ../../nbs/data/03_shards.ipynb #7983a215
 def _verify(self: ShardFolder):
     "Raise `ShardError` unless every file has the checksum that `dataset.json` states."
     for name, entry in self.description["files"].items():
@@ -320,7 +320,7 @@ def _verify(self: ShardFolder):
 
 ShardFolder.verify = _verify
 
-# %% ../../nbs/data/03_shards.ipynb #4af445fc
+# %% ../../nbs/data/03_shards.ipynb #672f5130
 def open_shards(
     folder: str|Path,  # As `prepare` left it
 ) -> ShardFolder:      # Ready for `samples` and `read`
@@ -340,7 +340,7 @@ def open_shards(
         raise ShardError(f"{file}: its classes are not the {len(CLASS_NAMES)} of this project; {_again(folder)}")
     return ShardFolder(folder, description)
 
-# %% ../../nbs/data/03_shards.ipynb #2509a809
+# %% ../../nbs/data/03_shards.ipynb #b31fc245
 def _already_prepared(
     data_set: RawDataSet,  # What should be packed
     folder: Path,          # Where shards may lie
@@ -364,7 +364,7 @@ def _remove_others(folder: Path, names: set[str]):
         if is_ours and file.name not in names:
             file.unlink()
 
-# %% ../../nbs/data/03_shards.ipynb #3b9b6e93
+# %% ../../nbs/data/03_shards.ipynb #bbf69f94
 def _pack(
     data_set: RawDataSet,  # What to pack
     folder: Path,          # Where to
@@ -400,7 +400,7 @@ def prepare(
         return (_already_prepared(data_set, folder)
                 or _pack(data_set, folder, audit or make_audit(data_set, progress), progress))
 
-# %% ../../nbs/data/03_shards.ipynb #30ebb35b
+# %% ../../nbs/data/03_shards.ipynb #c033cd3f
 def _dvc(
     root: Path,       # Folder of the checkout
     *arguments: str,  # After `dvc`

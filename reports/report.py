@@ -1,0 +1,120 @@
+"Makes the report: README.md and figures/ from the numbers in results.json; with --runs it reads those numbers from finished runs first."
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from card_classifier.config import checkout, find_checkout
+from card_classifier.data.shards import open_shards
+from card_classifier.training.evaluate import percent_with_interval, plot_confusion, plot_per_class, plot_reliability
+
+REPORTS = Path(__file__).resolve().parent
+RESULTS = REPORTS / "results.json"
+FIGURES = REPORTS / "figures"
+
+
+def head(metrics: dict) -> dict:
+    "The figures of one split that are single numbers."
+    return {name: value for name, value in metrics.items() if name == "without_leaking" or not isinstance(value, list | dict)}
+
+
+def run_results(run: Path) -> dict:
+    "What the report needs of one run."
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    kept = {name: metrics[name] for name in ("run", "arch", "weights", "machine", "precision", "minutes", "history", "temperature", "data")}
+    splits = {split: metrics[split] if split == "test" else head(metrics[split]) for split in ("valid", "test") if split in metrics}
+    return kept | splits | {
+        "settings": bundle["training"]["settings"], "rejection_threshold": bundle["rejection_threshold"], "peak_memory_gb": metrics["peak_memory_gb"],
+        "bundle_mb": sum(file.stat().st_size for file in (run / "bundle").iterdir()) / 1e6,
+    }
+
+
+def collect(names: list[str]) -> dict:
+    "The results of these runs and of the audit of the data they saw."
+    root = checkout()
+    shards = open_shards(root / "data")
+    summary = json.loads((root / "data" / "dataset.json").read_text(encoding="utf-8"))["audit"]
+    exclusions = [{"path": one.path, "reason": one.reason, "other": one.other} for one in shards.exclusions]
+    audit = summary["summary"]
+    leaking = {split: len(shards.leaking(split)) for split in ("valid", "test")}
+    return {"runs": [run_results(root / "outputs" / name) for name in names], "audit": audit, "exclusions": exclusions, "leaking": leaking, "counts": shards.counts, "data_checksum": shards.checksum}
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    "Keeps a figure."
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.png", dpi=90, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def plot_curves(runs: list[dict]) -> plt.Figure:
+    "Accuracy on valid by minutes of training, one line a run."
+    figure, axis = plt.subplots(figsize=(7, 3.4))
+    for run in runs:
+        minutes = [sum(row["seconds"] for row in run["history"][: number + 1]) / 60 for number in range(len(run["history"]))]
+        axis.plot(minutes, [100 * row["accuracy"] for row in run["history"]], marker=".", label=run["arch"])
+    axis.set(xlabel="minutes of training", ylabel="accuracy on valid, %", ylim=(0, 101))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
+def row(cells: list) -> str:
+    "A line of a Markdown table."
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table(columns: list[str], rows: list[list]) -> str:
+    "A Markdown table."
+    return "\n".join([row(columns), row(["---"] * len(columns)), *map(row, rows)])
+
+
+def size_of(run: dict) -> str:
+    "How large a run's training images were."
+    settings = run["settings"]
+    first = f"{settings['train.start_epochs']} at {settings['train.start_size']} px, then " if settings["train.start_epochs"] else ""
+    return f"{first}{settings['train.epochs'] - settings['train.start_epochs']} at {settings['train.size']} px"
+
+
+def write_report(results: dict) -> None:
+    "README.md and its figures."
+    runs, audit = results["runs"], results["audit"]
+    released = next(run for run in runs if "test" in run)
+    test, without = released["test"], released["test"]["without_leaking"]
+    save(plot_curves(runs), "learning-curves")
+    for name, figure in {"confusion": plot_confusion(test), "per-class": plot_per_class(test), "reliability": plot_reliability(test)}.items():
+        save(figure, name)
+    chosen = [[run["arch"], size_of(run), f"{run['settings']['evaluation.size']} px", percent_with_interval(run["valid"]), f"{run['valid']['nll']:.3f}", f"{run['minutes']:.0f}", f"{run['bundle_mb']:.1f} MB"] for run in runs]
+    measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
+        for label, figures in (("test, as published", test), ("test, without leaking images", without), ("valid, as published", released["valid"]), ("valid, without leaking images", released["valid"]["without_leaking"])) if figures]
+    mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %"] for mistake in test["mistakes"]]
+    reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
+    settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
+    text = (REPORTS / "template.md").read_text(encoding="utf-8")
+    filled = text.format(
+        arch=released["arch"], machine=released["machine"], minutes=f"{released['minutes']:.0f}", precision=released["precision"], weights=released["weights"], memory=f"{released['peak_memory_gb']:.1f}",
+        n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
+        runs=table(["network", "epochs", "judged at", "accuracy on valid (95 % interval)", "NLL on valid", "minutes", "bundle"], chosen),
+        measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
+        mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.",
+        temperature=f"{released['temperature']:.3f}", threshold=f"{released['rejection_threshold']:.3f}",
+        left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
+        one_image=f"{100 / results['counts']['test']:.2f}", audit=table(["finding", "count"], [[name.replace("_", " "), count] for name, count in audit.items()]),
+        settings=table(["setting", "value"], settings),
+    )
+    (REPORTS / "README.md").write_text(filled, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="names of finished runs under outputs/, to read results from; exactly one of them has opened the test split")
+    names = parser.parse_args().runs
+    if names:
+        RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
+    print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")

@@ -1,0 +1,80 @@
+"The repository keeps what it promises to those who read it."
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+
+
+def targets() -> set[str]:
+    "The targets of the Makefile."
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def make_words(command: str) -> list[str]:
+    "The targets that a `make` line calls."
+    return [word for word in command.split()[1:] if "=" not in word]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_workflows_are_thin_calls_of_make(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {}, "nothing is permitted unless a job asks for it"
+    for job in workflow["jobs"].values():
+        assert "timeout-minutes" in job
+        for step in job["steps"]:
+            if "run" in step:
+                assert step["run"].startswith("make ")
+                assert set(make_words(step["run"])) <= targets()
+            else:
+                assert re.search(r"@[0-9a-f]{40}$", step["uses"]), "actions are pinned by commit"
+
+
+def test_the_readme_promises_only_commands_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {"run", "test", "train"} <= targets()
+    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets()
+
+
+def test_the_readme_is_made_from_the_index():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    plain = " ".join(text.split())
+    for cell in nbformat.read(ROOT / "nbs" / "index.ipynb", 4).cells:
+        if cell.cell_type == "markdown":
+            for line in cell.source.splitlines():
+                assert " ".join(line.lstrip("> ").split()) in plain, f"run make readme: {line!r} is not in README.md"
+
+
+def test_ci_runs_what_newcomers_run():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert script.strip().endswith("make test")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_fit_to_be_read(path):
+    notebook = nbformat.read(path, 4)
+    assert notebook.cells[0].source.startswith("# ")
+    assert "\n> " in notebook.cells[0].source
+    assert path.stat().st_size < 500_000
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not [output for output in cell.outputs if output.output_type == "error"]
+
+
+def test_no_secret_and_no_data_is_tracked():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert not [name for name in files if re.search(r"\.(zip|tar|h5|safetensors|pt|pth|pkl|pem|key)$", name)]
+
+
+def test_setup_reads_every_extra_from_settings():
+    code = "import runpy, setuptools, json; setuptools.setup = lambda **known: print(json.dumps({k: sorted(v) for k, v in known['extras_require'].items()})); runpy.run_path('setup.py')"
+    extras = json.loads(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert extras.keys() == {"serve", "train", "dev"}
+    assert set(extras["train"]) < set(extras["dev"])

@@ -1,0 +1,126 @@
+"Training runs as processes: killed, resumed, repeated, and compared with what serves."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from card_classifier.config import checkout, load_settings
+
+COMMAND = str(Path(sys.executable).with_name("card-classifier"))
+TINY = ["--experiment", "quick", "data.deck_train=6", "data.deck_valid=1", "data.deck_test=1", "data.deck_size=64",
+    "train.size=64", "evaluation.size=64", "train.epochs=4", "train.threads=1", "tracking.wandb=offline"]
+
+
+def runs() -> set[Path]:
+    "The runs there are."
+    return {file.parent for file in (checkout() / "outputs").glob("*/settings.yaml")}
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen, Path]:
+    "Starts a run and waits until its folder is there."
+    before = runs()
+    process = subprocess.Popen([COMMAND, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (new := runs() - before):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    return process, new.pop()
+
+
+def finish(process: subprocess.Popen) -> str:
+    "Waits for a run that must succeed."
+    output, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    return output
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
+    "Waits until a first epoch is kept."
+    while not list((run / "checkpoints").glob("*.safetensors")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+def end_family(process: subprocess.Popen, how: int) -> None:
+    "Ends a process and all its children without warning."
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.send_signal(how)
+    process.wait(timeout=60)
+    psutil.wait_procs(family, timeout=60)
+
+
+def numbers(run: Path) -> dict:
+    "What a run measured, without what a clock or the run's name decides."
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    history = [{name: value for name, value in row.items() if name != "seconds"} for row in metrics["history"]]
+    return {"history": history, "temperature": metrics["temperature"], "valid": metrics["valid"], "test": metrics["test"]}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Path:
+    "A small run that was left alone."
+    process, run = start(*TINY)
+    output = finish(process)
+    assert "executed notebook" in output
+    return run
+
+
+def test_a_run_keeps_its_record(uninterrupted):
+    for name in ("train.ipynb", "metrics.json", "settings.yaml", "bundle/bundle.json", "bundle/model.onnx", "figures/confusion.png", "figures/learning-curves.png"):
+        assert (uninterrupted / name).is_file(), name
+    assert list((uninterrupted / "wandb").glob("offline-run-*")), "without a key, W&B writes to the run's folder"
+    assert load_settings(uninterrupted).train.epochs == 4
+    bundle = json.loads((uninterrupted / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    assert bundle["training"]["settings"]["train.epochs"] == 4
+    assert bundle["data"]["kind"] == "deck"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
+def test_killed_and_resumed_it_ends_with_the_same_numbers(uninterrupted):
+    process, run = start(*TINY)
+    wait_for_checkpoint(run, process)
+    end_family(process, signal.SIGKILL)
+    kept = sorted((run / "checkpoints").glob("*.safetensors"))
+    assert not (run / "metrics.json").exists()
+    if len(kept) > 1:  # the newest is cut in half too: the one before it is used
+        kept[-1].write_bytes(kept[-1].read_bytes()[:1000])
+    finish(subprocess.Popen([COMMAND, "train", "--resume", run.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert numbers(run) == numbers(uninterrupted)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a POSIX signal")
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_behind():
+    process, run = start(*TINY, "train.epochs=500")
+    wait_for_checkpoint(run, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"card-classifier train --resume {run.name}" in error
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_serving_answers_as_training_did(uninterrupted, tmp_path):
+    "Training evaluates with torch on cached pixels; this goes through the bundle, the predictor and the JPEG bytes."
+    result = subprocess.run([COMMAND, "evaluate", uninterrupted.name, "--to", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    served = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["test"]
+    trained = numbers(uninterrupted)["test"]
+    assert served["confusion"] == trained["confusion"]
+    assert served["nll"] == pytest.approx(trained["nll"], abs=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_batch_in_the_message():
+    process, run = start(*TINY, "train.learning_rate=1e30", "train.gradient_clip=0")
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "the loss is" in error
+    assert "train/" in error, "the images of the batch are named"
+    assert not (run / "metrics.json").exists()
