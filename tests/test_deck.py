@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -80,11 +81,23 @@ def test_goes_on_after_a_kill(rendered, tmp_path):
     n_there = sum(1 for _ in folder.rglob("*.jpg"))
     assert 20 <= n_there < 53*3, "the kill came too late to show anything"
     assert not json.loads((folder/DATA_SET_FILE).read_text())["is_complete"]
-    (folder/"99999.part").write_bytes(b"half a picture")
+    for path in (*folder.glob("*.part"), folder/"0.part"): # What the kill left behind, an hour later
+        path.write_bytes(b"half a picture")
+        os.utime(path, (time.time() - 3600,)*2)
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
     render_data_set(folder, COUNTS, seed=5, size=SIZE)
     assert checksums(folder) == checksums(rendered)
     assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items()), "what was there is not rendered again"
+
+def test_two_at_once_do_not_disturb_each_other(rendered, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(render_data_set, tmp_path/"both", {"valid": 1}, seed=5, size=SIZE) for _ in range(2)]
+        folders = [call.result() for call in calls]
+    assert folders[0] == folders[1]
+    both, here = checksums(folders[0]), checksums(rendered)
+    images = [path for path in both if path.endswith(".jpg")]
+    assert len(images) == 53 and all(both[path] == here[path] for path in images)
+    assert sorted(both) == sorted([*images, "cards.csv", DATA_SET_FILE])
 
 def test_complete_data_set_is_left_alone(rendered):
     before = {path: path.stat().st_mtime_ns for path in rendered.rglob("*")}

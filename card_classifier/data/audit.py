@@ -8,7 +8,7 @@ __all__ = ['CANDIDATE_SIZE', 'CANDIDATE_CORRELATION', 'REPEAT_SIZE', 'REPEAT_COR
            'Exclusion', 'Audit', 'small_grey', 'raw_checksum', 'correlation', 'patch_gap', 'audit', 'pair_sheet',
            'plot_nearest']
 
-# %% ../../nbs/data/02_audit.ipynb #9bdb215c
+# %% ../../nbs/data/02_audit.ipynb #ea813314
 import hashlib
 import math
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from PIL import Image, ImageDraw, ImageFont
 from ..bundle import ImageError, decode_image
 from .source import SPLITS, Progress, RawDataSet, RawImage
 
-# %% ../../nbs/data/02_audit.ipynb #065277f1
+# %% ../../nbs/data/02_audit.ipynb #eb0b2fea
 CANDIDATE_SIZE, CANDIDATE_CORRELATION = 32, 0.92  # grey; below 0.928 no pair of the public data set passes the next step
 REPEAT_SIZE, REPEAT_CORRELATION = 64, 0.94        # colour; above it pairs show one print, below it prints and decks mix
 PATCH_SIZE, PATCH_SHIFT = 14, 2                   # pixels of a 112 px image: about a pip; shift allows for another crop
 PATCH_IMAGE_SIZE = 112
 SAME_CARD_GAP = 0.4  # public data set: pairs that show one card reach 0.26, pairs of two cards begin at 0.51
 LIMITS = {"candidate_correlation": CANDIDATE_CORRELATION, "repeat_correlation": REPEAT_CORRELATION,
-          "same_card_gap": SAME_CARD_GAP}  # stored with every result
+          "same_card_gap": SAME_CARD_GAP}
 
-# %% ../../nbs/data/02_audit.ipynb #a8b541f4
+# %% ../../nbs/data/02_audit.ipynb #50136ced
 @dataclass(frozen=True)
 class CorruptImage:
     "A file that cannot be decoded."
@@ -77,7 +77,7 @@ class Exclusion:
     other: str   # The image that it contradicts or repeats
     similarity: float  # Of the two
 
-# %% ../../nbs/data/02_audit.ipynb #d5f0c455
+# %% ../../nbs/data/02_audit.ipynb #a4b5cf23
 @dataclass
 class Audit:
     "Everything that an audit found."
@@ -92,6 +92,7 @@ class Audit:
     nearest: dict[str, tuple[str, float]] = field(default_factory=dict)  # Of each valid and test image: training image, correlation at 32 x 32
     csv_problems: list[str] = field(default_factory=list)       # From the source
     strays: list[str] = field(default_factory=list)             # From the source
+    limits: dict[str, float] = field(default_factory=LIMITS.copy)  # What all this was judged by
 
     @property
     def repeats(self) -> list[Pair]:
@@ -99,7 +100,7 @@ class Audit:
         return [*self.exact_duplicates, *self.near_duplicates,
                 *(pair for pair in self.contradictions if not pair.is_identical)]
 
-# %% ../../nbs/data/02_audit.ipynb #95a34c02
+# %% ../../nbs/data/02_audit.ipynb #c9b1341b
 def small_grey(
     pixels: np.ndarray,  # RGB, uint8, (height, width, 3)
 ) -> np.ndarray:         # Grey, uint8, (32 * 32,)
@@ -107,7 +108,7 @@ def small_grey(
     small = Image.fromarray(pixels).convert("L").resize((CANDIDATE_SIZE, CANDIDATE_SIZE), Image.Resampling.BICUBIC)
     return np.asarray(small).ravel()
 
-# %% ../../nbs/data/02_audit.ipynb #24e4b041
+# %% ../../nbs/data/02_audit.ipynb #98a87750
 @dataclass
 class _Look:
     "What one pass over the images collects."
@@ -138,7 +139,7 @@ def _look_at_all(
             progress(index + 1, len(images), "looking at images")
     return look
 
-# %% ../../nbs/data/02_audit.ipynb #a019fa5b
+# %% ../../nbs/data/02_audit.ipynb #cd81e75f
 def raw_checksum(
     images: list[RawImage],  # In sorted order
     checksums: list[str]|None = None,  # SHA-256 of each file; default: computed here
@@ -148,7 +149,7 @@ def raw_checksum(
     listing = "".join(f"{image.path}\t{checksum}\n" for image, checksum in zip(images, checksums, strict=True))
     return hashlib.sha256(listing.encode()).hexdigest()
 
-# %% ../../nbs/data/02_audit.ipynb #eee9e1ee
+# %% ../../nbs/data/02_audit.ipynb #adf638dd
 def _normalised(
     greys: np.ndarray,  # uint8, (n, pixels)
 ) -> np.ndarray:        # float32, (n, pixels): mean 0 and length 1, so that products are correlations
@@ -174,7 +175,7 @@ def _proposals(
         if progress:
             progress(min(start + block, len(rows)), len(rows), "comparing images")
 
-# %% ../../nbs/data/02_audit.ipynb #21076fe0
+# %% ../../nbs/data/02_audit.ipynb #8b9f903f
 def _nearest(
     images: list[RawImage],  # In sorted order
     greys: np.ndarray,       # uint8, (n, 32 * 32)
@@ -189,7 +190,7 @@ def _nearest(
     return {images[i].path: (images[j].path, correlation(greys[i, :, None], greys[j, :, None]))
             for i, j in zip(others, best, strict=True)}
 
-# %% ../../nbs/data/02_audit.ipynb #2e91820c
+# %% ../../nbs/data/02_audit.ipynb #56e37ca4
 def correlation(
     first: np.ndarray,   # uint8, (..., channels)
     second: np.ndarray,  # The same shape
@@ -203,7 +204,7 @@ def correlation(
     product = spread(x, x) * spread(y, y)
     return spread(x, y) / math.sqrt(product) if product else 0.0
 
-# %% ../../nbs/data/02_audit.ipynb #09db2026
+# %% ../../nbs/data/02_audit.ipynb #e4072310
 def patch_gap(
     first: np.ndarray,   # RGB, uint8, (112, 112, 3)
     second: np.ndarray,  # The same shape
@@ -224,11 +225,12 @@ def patch_gap(
     worst = int(smallest.max()) * n_pixels**2
     return math.sqrt(worst / (variance * PATCH_SIZE**2)) if variance else float(worst > 0)
 
-# %% ../../nbs/data/02_audit.ipynb #398f24a3
+# %% ../../nbs/data/02_audit.ipynb #65ecb0f1
 def _measure(
     images: list[RawImage],  # In sorted order
     greys: np.ndarray,       # uint8, (n, 32 * 32)
     proposals: list[tuple[int, int, bool]],  # From `_proposals`
+    limit: float,            # Least correlation at 64 x 64 in colour
     progress: Progress|None,  # Called with (done, total, what)
 ) -> list[Pair]:             # Those that pass both correlations; one entry a pair, the better way round
     "Measure every proposed pair exactly."
@@ -246,13 +248,13 @@ def _measure(
         if correlation(greys[i, :, None], greys[j, ::step, None]) < CANDIDATE_CORRELATION:
             continue
         similarity = correlation(resized(i)[REPEAT_SIZE], resized(j)[REPEAT_SIZE][::step, ::step])
-        if similarity < REPEAT_CORRELATION or ((i, j) in best and best[i, j].similarity >= similarity):
+        if similarity < limit or ((i, j) in best and best[i, j].similarity >= similarity):
             continue
         gap = patch_gap(resized(i)[PATCH_IMAGE_SIZE], resized(j)[PATCH_IMAGE_SIZE][::step, ::step])
         best[i, j] = Pair(images[i].path, images[j].path, round(similarity, 6), round(gap, 6), is_turned)
     return [best[key] for key in sorted(best)]
 
-# %% ../../nbs/data/02_audit.ipynb #2c379625
+# %% ../../nbs/data/02_audit.ipynb #f6d89b8b
 def _identical(
     images: list[RawImage],  # In sorted order
     checksums: list[str],    # SHA-256 of each
@@ -264,16 +266,18 @@ def _identical(
              if first.setdefault(checksum, image.path) != image.path]
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
-# %% ../../nbs/data/02_audit.ipynb #9e382b39
+# %% ../../nbs/data/02_audit.ipynb #8f01aa42
 def audit(
     data_set: RawDataSet,          # From `card_classifier.data.source`
     progress: Progress|None = None,  # Called with (done, total, what)
+    repeat_correlation: float = REPEAT_CORRELATION,  # Least correlation of two images that count as one picture
 ) -> Audit:                        # Everything found, the same on every machine
     "Look at every image and compare each with each."
     images = data_set.images
     look = _look_at_all(images, progress)
     result = Audit(len(images), raw_checksum(images, look.checksums), look.corrupt,
-                   nearest=_nearest(images, look.greys), csv_problems=data_set.csv_problems, strays=data_set.strays)
+                   nearest=_nearest(images, look.greys), csv_problems=data_set.csv_problems, strays=data_set.strays,
+                   limits=LIMITS | {"repeat_correlation": repeat_correlation})
     known = [size for size in look.sizes if size]
     usual = max(sorted(set(known)), key=known.count) if known else None
     result.wrong_size = [OddSize(image.path, *size) for image, size in zip(images, look.sizes, strict=True)
@@ -281,7 +285,7 @@ def audit(
     corrupt = {item.path for item in look.corrupt}
     identical = [pair for pair in _identical(images, look.checksums) if pair.first not in corrupt]
     copies = {(pair.first, pair.second) for pair in identical}
-    pairs = _measure(images, look.greys, list(_proposals(look.greys, progress)), progress)
+    pairs = _measure(images, look.greys, list(_proposals(look.greys, progress)), repeat_correlation, progress)
     similar = [pair for pair in pairs if (pair.first, pair.second) not in copies]
     result.exact_duplicates = identical
     result.near_duplicates = [pair for pair in similar if pair.same_label]
@@ -289,7 +293,7 @@ def audit(
     result.look_alikes = [pair for pair in similar if not pair.same_label and pair.patch_gap > SAME_CARD_GAP]
     return result
 
-# %% ../../nbs/data/02_audit.ipynb #e1fad957
+# %% ../../nbs/data/02_audit.ipynb #0792d5e4
 def _exclusions(self: Audit) -> list[Exclusion]:
     "Training images that contradict another image or repeat a validation or test image, sorted by path."
     found: dict[str, Exclusion] = {}
@@ -313,7 +317,7 @@ def _leaking(self: Audit) -> list[str]:
 Audit.exclusions = property(_exclusions)
 Audit.leaking = property(_leaking)
 
-# %% ../../nbs/data/02_audit.ipynb #29bc8fdb
+# %% ../../nbs/data/02_audit.ipynb #8a1088d1
 SUMMARY_LABELS = {
     "images": "images",
     "corrupt": "corrupt files",
@@ -330,7 +334,7 @@ SUMMARY_LABELS = {
     "exclusions": "training images left out",
 }
 
-# %% ../../nbs/data/02_audit.ipynb #1c6a2644
+# %% ../../nbs/data/02_audit.ipynb #cb5283e1
 def _counts(self: Audit) -> dict[str, int]:
     "How many there are of each thing that an audit looks for, by the keys of `SUMMARY_LABELS`."
     across = sum(pair.crosses_splits for pair in self.near_duplicates)
@@ -349,7 +353,7 @@ def _summary(self: Audit) -> list[tuple[str, int]]:
 def _to_dict(self: Audit) -> dict:
     "Everything, ready for JSON."
     found = {key: value for key, value in asdict(self).items() if key != "nearest"}
-    return {**found, "limits": LIMITS, "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
+    return {**found, "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
             "summary": self.counts()}
 
 
@@ -357,7 +361,7 @@ Audit.counts = _counts
 Audit.summary = _summary
 Audit.to_dict = _to_dict
 
-# %% ../../nbs/data/02_audit.ipynb #9493b9fc
+# %% ../../nbs/data/02_audit.ipynb #422cee6a
 def pair_sheet(
     pairs: list[Pair],     # What to show, in this order
     data_set: RawDataSet,  # Where the images lie
@@ -383,7 +387,7 @@ def pair_sheet(
             sheet.paste(picture, (left + place * size, top + 3 * line + 1))
     return sheet
 
-# %% ../../nbs/data/02_audit.ipynb #043b1c4a
+# %% ../../nbs/data/02_audit.ipynb #69497d74
 def plot_nearest(
     found: Audit,  # An audit
     axis=None,     # matplotlib axis; default: a new one

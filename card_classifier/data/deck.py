@@ -19,7 +19,7 @@ __all__ = ['CARD_WIDTH', 'CARD_HEIGHT', 'SUITS', 'SUIT_SHAPES', 'Colour', 'FONTS
            'DeckError', 'deck_of', 'render_images', 'read_marker', 'write_text', 'table_of_files', 'render_data_set',
            'run_tasks']
 
-# %% ../../nbs/data/01_deck.ipynb #c9ec5412
+# %% ../../nbs/data/01_deck.ipynb #717432aa
 import json
 import math
 import os
@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cards import CARDS, Card
 
-# %% ../../nbs/data/01_deck.ipynb #c3e4e47c
+# %% ../../nbs/data/01_deck.ipynb #8bfbd9c4
 CARD_WIDTH, CARD_HEIGHT = 100, 140 # Card units; the ratio of a bridge-to-poker card (63 x 88 mm is 0.716)
 _STEPS = np.linspace(0, 1, 9)[:-1, None]
 _HERMITE = np.concatenate([2*_STEPS**3 - 3*_STEPS**2 + 1, _STEPS**3 - 2*_STEPS**2 + _STEPS,
@@ -67,7 +67,7 @@ def curve(
     polygon.flags.writeable = False
     return polygon
 
-# %% ../../nbs/data/01_deck.ipynb #eb89d57b
+# %% ../../nbs/data/01_deck.ipynb #ac6931e6
 SUITS = ("clubs", "diamonds", "hearts", "spades")
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def suit_mask(
         mask[~is_ink] = 0
     return cv2.resize(mask, (height, height), interpolation=cv2.INTER_AREA).astype(np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #2609dc8f
+# %% ../../nbs/data/01_deck.ipynb #e82161b4
 Colour = tuple[int, int, int]
 
 def mix(first:Colour, second:Colour, share:float)->Colour:
@@ -177,7 +177,7 @@ class Canvas:
         share = mask[:target.shape[0], :target.shape[1], None]
         target[:] = target + (np.float32(colour) - target)*share + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #9e7ff8ec
+# %% ../../nbs/data/01_deck.ipynb #eed299d5
 FONTS = {
     "train": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral",
               "STIXGeneralBol", "STIXGeneralBolIta", "cmss10", "cmtt10"),
@@ -216,7 +216,7 @@ def text_mask(
     width = min(widest, image.width*condense*height/image.height)
     return np.asarray(image.resize((max(1, round(width)), height), Image.Resampling.BOX), np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #d6eb116d
+# %% ../../nbs/data/01_deck.ipynb #11b8f41e
 @dataclass(frozen=True)
 class Palette:
     "The colours of a deck."
@@ -275,7 +275,7 @@ PALETTES = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #b84e63e1
+# %% ../../nbs/data/01_deck.ipynb #25e02e58
 @dataclass(frozen=True)
 class Layout:
     "Where things stand on the faces of a deck; lengths in card units."
@@ -300,7 +300,7 @@ LAYOUTS = {
     "train": (
         Layout("standard"), Layout("bridge", height=17, suit=0.7, columns=19, rows=46, pip=17, joker="along"),
         Layout("four corners", corners=4, height=13, columns=17, rows=42, pip=18, court_frame="double", joker="star"),
-        Layout("jumbo", height=27, suit=0.85, inset=5.5, columns=15, rows=41, pip=18, ace="plain", joker="word"),
+        Layout("jumbo", height=27, suit=0.6, inset=5.5, columns=14, rows=41, pip=16, ace="plain", joker="word"),
         Layout("jumbo centre", height=30, suit=0.7, number="centre", court="monogram", ace="large", joker="star"),
         Layout("small index", height=11.5, suit=0.85, inset=4.5, columns=22, rows=46, pip=21, ace="ornate"),
         Layout("suit above", index="above", height=15, suit=0.9, columns=18, rows=38, pip=17, frame="line", joker="along"),
@@ -317,7 +317,7 @@ LAYOUTS = {
     ),
     "unseen": (
         Layout("club", height=16, suit=0.85, inset=5.5, columns=19, rows=44, pip=18, court_frame="line", joker="word"),
-        Layout("travel", height=20, suit=0.8, columns=17, rows=42, pip=18, ace="large", court_frame="double", joker="along"),
+        Layout("travel", height=20, suit=0.75, columns=16.5, rows=42, pip=18, ace="large", court_frame="double", joker="along"),
         Layout("salon", corners=4, height=14.5, suit=0.75, columns=16, rows=40, pip=16, ace="ornate", joker="star"),
         Layout("studio", index="above", height=17, suit=0.7, columns=20, rows=38, pip=20, frame="corners", joker="word"),
         Layout("signal", height=24, suit=0.8, number="centre", ace="large", court="figure", joker="along"),
@@ -326,7 +326,7 @@ LAYOUTS = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #e5ad0772
+# %% ../../nbs/data/01_deck.ipynb #d77021af
 COURT_MODES = ("full",)*5 + ("tint", "line")
 PAPERS = ("smooth", "smooth", "grain", "linen", "fibre", "parchment", "vignette")
 BACKS = ("lattice", "rosette", "scales", "suits", "rings", "weave")
@@ -378,7 +378,7 @@ def random_style(
         border=pick((None,)*8 + (palette.black, palette.red, palette.gold)),
         edge_wear=wear[0], scratches=wear[1], stains=wear[2], fade=wear[3])
 
-# %% ../../nbs/data/01_deck.ipynb #eae0810e
+# %% ../../nbs/data/01_deck.ipynb #563f4ac1
 _TWO, _FOUR, _SIX = ((0, -1), (0, 1)), ((-1, -1), (1, -1), (-1, 1), (1, 1)), ((-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1))
 _EIGHT = tuple((x, y) for y in (-1, -1/3, 1/3, 1) for x in (-1, 1))
 PIP_PLACES = { # Column (-1, 0, 1) and row (-1 top to 1 bottom) of each pip
@@ -415,7 +415,7 @@ def print_pip(
         ramp = np.linspace(0.5, 0, height, dtype=np.float32)[:, None]**1.5
         canvas.stamp(suit_mask(suit, style.shape, height)*(ramp[::-1] if is_turned else ramp), x, y, (255, 255, 255), is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #2399895e
+# %% ../../nbs/data/01_deck.ipynb #4bd51db3
 def print_index(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints rank and suit into two or four corners, the lower ones upside down."
     layout, suit = style.layout, suit_name(card)
@@ -473,7 +473,7 @@ def print_ace(canvas:Canvas, style:DeckStyle, suit:str):
     else:
         print_pip(canvas, style, suit, x, y, size)
 
-# %% ../../nbs/data/01_deck.ipynb #92457452
+# %% ../../nbs/data/01_deck.ipynb #e1d1818d
 _AXIS = 30 # Figures are symmetric about this x
 
 @lru_cache(maxsize=256)
@@ -497,7 +497,7 @@ def read_drawing(
             raise ValueError(f"a figure cannot be drawn with '{how}': {line}")
     return tuple(shapes)
 
-# %% ../../nbs/data/01_deck.ipynb #b57df2b9
+# %% ../../nbs/data/01_deck.ipynb #e9163d2e
 def pattern_mask(
     name:str,      # "checks", "stripes", "bars", "dots", "scales", "chevrons", "lattice", "rays"
     x:np.ndarray,  # Figure units
@@ -525,7 +525,7 @@ def pattern_mask(
         distance = 1.05 - radius if name == "dots" else 0.35 - np.abs(radius - 2.2)
     return np.clip(distance*sharpness + 0.5, 0, 1)
 
-# %% ../../nbs/data/01_deck.ipynb #351953fe
+# %% ../../nbs/data/01_deck.ipynb #347f5d31
 @dataclass(frozen=True)
 class Fill:
     "A colour, or a pattern in two colours."
@@ -580,7 +580,7 @@ def weave(canvas:Canvas, outline:np.ndarray, fill:Fill, offset:tuple[float, floa
     target = canvas.pixels[top:bottom, left:right]
     target[:] = target + (cloth - target)*(mask[..., None]*np.float32(1/255)) + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #a5f74110
+# %% ../../nbs/data/01_deck.ipynb #46047705
 ROBE = """
 robe_a one 30,28! 39,29 47,31.5 54,36 59,45 61,74! 30,74!
 robe_b one 30,28! 21,29 13,31.5 6,36 1,45 -1,74! 30,74!
@@ -733,7 +733,7 @@ line line 20.6,8.8! 20.8,3.6 24.4,-0.6!
 """)
 MOUSTACHES = ("line lines 30.4,22.1! 32.2,21.7 34,22.4 35.6,21.2!", "~blush dots 24.7,20.6,1.2")
 
-# %% ../../nbs/data/01_deck.ipynb #381d9a83
+# %% ../../nbs/data/01_deck.ipynb #761eda50
 HELD = { # What a figure holds, upright at x = 50; the hand comes on top
     "sword": """
 steel one 48.4,36! 48.4,7! 50,2! 51.6,7! 51.6,36!
@@ -796,7 +796,7 @@ SKINS = ((250, 222, 196), (240, 204, 170), (222, 178, 138), (176, 124, 86), (122
 HAIRS = ((92, 58, 34), (212, 168, 88), (44, 34, 32), (160, 72, 34), (196, 190, 184))
 PATTERNS = ("checks", "stripes", "dots", "scales", "chevrons", "lattice", "bars", "")
 
-# %% ../../nbs/data/01_deck.ipynb #f2e4ff9b
+# %% ../../nbs/data/01_deck.ipynb #d0351fda
 def court_fills(
     style:DeckStyle,
     suit:str,    # A name of SUITS
@@ -842,7 +842,7 @@ def court_drawing(
     robe = "" if rank == "Q" else ROBE
     return "\n".join((robe, body, ARMS, HELD[held], HAND))
 
-# %% ../../nbs/data/01_deck.ipynb #0a0ab235
+# %% ../../nbs/data/01_deck.ipynb #c1da2db1
 def double_ended(
     pixels:np.ndarray, # Shape (h, w, 3); only what lies above the line is used
     slope:float,       # Of the dividing line through the middle, y over x; positive falls to the right
@@ -927,7 +927,7 @@ def print_monogram(canvas:Canvas, style:DeckStyle, rank:str, suit:str):
     fills = court_fills(style, suit, lambda options: options[0])
     draw_figure(canvas, crown, fills, (x - 30*1.3, y - 42), (1.3, 1.3), 0.5)
 
-# %% ../../nbs/data/01_deck.ipynb #4df2cc0b
+# %% ../../nbs/data/01_deck.ipynb #d20b67a8
 JOKER_BODY = """
 robe_a one 30,34! 40,36 49,41 56,50 60,60 61,76! 30,76!
 robe_b one 30,34! 20,36 11,41 4,50 0,60 -1,76! 30,76!
@@ -1016,7 +1016,7 @@ def print_joker_index(canvas:Canvas, style:DeckStyle, ink:Colour):
             else:
                 canvas.stamp(mask, *mark, ink, is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #ab3f104f
+# %% ../../nbs/data/01_deck.ipynb #f5c1f29f
 def cloud(
     height:int,
     width:int,
@@ -1083,7 +1083,7 @@ def use(
         pixels = np.uint8(pixels + (np.float32((188, 176, 158)) - pixels)*share)
     return pixels
 
-# %% ../../nbs/data/01_deck.ipynb #39e976b2
+# %% ../../nbs/data/01_deck.ipynb #3e1ab138
 FACE_WIDTH = 240 # Pixels; enough for a card that fills a photograph of 224
 _SUPERSAMPLING = 2
 
@@ -1154,7 +1154,7 @@ def finish(canvas:Canvas, style:DeckStyle, width:int, generator:np.random.Genera
     card.flags.writeable = False
     return card
 
-# %% ../../nbs/data/01_deck.ipynb #7b8d2aef
+# %% ../../nbs/data/01_deck.ipynb #41ebfbae
 @lru_cache(maxsize=8)
 def render_back(
     style:DeckStyle,
@@ -1197,7 +1197,7 @@ def render_back(
     canvas.pixels[margin:margin + box.pixels.shape[0], margin:margin + box.pixels.shape[1]] = box.pixels
     return finish(canvas, style, width, np.random.default_rng([style.seed, 3]))
 
-# %% ../../nbs/data/01_deck.ipynb #d1f96950
+# %% ../../nbs/data/01_deck.ipynb #e9e8ac01
 def wood(size:int, generator:np.random.Generator)->np.ndarray:
     base = np.float32(((164, 116, 70), (112, 74, 44), (196, 160, 116), (88, 62, 48), (150, 146, 138))[generator.integers(5)])
     y = np.repeat(np.arange(size, dtype=np.float32)[:, None], size, axis=1)
@@ -1261,7 +1261,7 @@ def stone(size:int, generator:np.random.Generator)->np.ndarray:
     veins = np.exp(-np.abs(field)*14)
     return base*(1 + 0.1*field - 0.3*veins)[..., None]
 
-# %% ../../nbs/data/01_deck.ipynb #b1152903
+# %% ../../nbs/data/01_deck.ipynb #c2bd6b3c
 TABLES = {"wood": wood, "felt": felt, "cloth": cloth, "plain": plain, "newspaper": newspaper, "carpet": carpet, "stone": stone}
 N_TABLE_VARIANTS = 3 # Of each kind
 
@@ -1295,7 +1295,7 @@ def table(
     matrix = np.column_stack([turn, (width/2, height/2) - turn @ middle])
     return cv2.warpAffine(texture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
-# %% ../../nbs/data/01_deck.ipynb #c68ed09f
+# %% ../../nbs/data/01_deck.ipynb #735bd248
 def lay_card(
     image:np.ndarray,    # RGB, uint8; the card is drawn into it
     card:np.ndarray,     # RGBA, upright
@@ -1326,7 +1326,7 @@ def lay_card(
     cv2.add(image, cv2.multiply(warped[..., :3], solid, scale=1/255), image)
     return alpha
 
-# %% ../../nbs/data/01_deck.ipynb #14c45af2
+# %% ../../nbs/data/01_deck.ipynb #e2efd8f1
 @lru_cache(maxsize=2)
 def film_grain(size:int=640)->np.ndarray:
     "Noise that photographs cut theirs from, shape (size, size, 3), float32 with unit variance."
@@ -1381,7 +1381,7 @@ def develop(
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return image
 
-# %% ../../nbs/data/01_deck.ipynb #08e91bfb
+# %% ../../nbs/data/01_deck.ipynb #63150c53
 POSES = {"filled": 0.56, "framed": 0.14, "askew": 0.2, "corner": 0.06, "lying": 0.04}
 
 def pose(
@@ -1450,7 +1450,7 @@ def photograph(
         thumb(image, corners, generator)
     return develop(image, generator)
 
-# %% ../../nbs/data/01_deck.ipynb #75ceaaf0
+# %% ../../nbs/data/01_deck.ipynb #5c15df40
 @dataclass(frozen=True)
 class Scene:
     "A picture of a table and the truth about it."
@@ -1508,7 +1508,7 @@ def overlap(first:np.ndarray, second:np.ndarray)->float:
     shared, _ = cv2.intersectConvexConvex(first, second)
     return shared/min(cv2.contourArea(first), cv2.contourArea(second))
 
-# %% ../../nbs/data/01_deck.ipynb #08654b6f
+# %% ../../nbs/data/01_deck.ipynb #716f0273
 def render_scene(
     cards:Sequence[Card],           # From the lowest to the topmost; an empty table is a scene too
     style:DeckStyle|Sequence[DeckStyle], # The deck, or one deck for each card
@@ -1553,7 +1553,7 @@ def visible_shares(
         above = covered[i] if above is None else above | covered[i]
     return shares
 
-# %% ../../nbs/data/01_deck.ipynb #5f92bcb7
+# %% ../../nbs/data/01_deck.ipynb #e00f0029
 class DeckError(ValueError):
     "A data set cannot be rendered into this folder."
 
@@ -1618,7 +1618,7 @@ def table_of_files(counts:dict[str, int])->str:
             rows += [f"{card.index},{split}/{card.class_name}/{number:03d}.jpg,{end}" for number in range(1, n + 1)]
     return "\n".join(rows) + "\n"
 
-# %% ../../nbs/data/01_deck.ipynb #dd0b290c
+# %% ../../nbs/data/01_deck.ipynb #06f9ba99
 def render_data_set(
     folder:str|Path,
     images_per_class:dict[str, int]|None=None, # For each split, 0 to 999; IMAGES_PER_CLASS if None

@@ -7,7 +7,7 @@ __all__ = ['deck_name', 'ready_shards', 'CachedImages', 'cache_file', 'cache_ima
            'random_colour_matrices', 'recolour', 'cover', 'augment', 'contact_sheet', 'as_uint8', 'CardLoader',
            'make_dataloaders', 'seed_everything']
 
-# %% ../../nbs/data/04_loaders.ipynb #1ed52afa
+# %% ../../nbs/data/04_loaders.ipynb #93d680cb
 import hashlib
 import math
 import os
@@ -30,7 +30,7 @@ from . import deck
 from .shards import Sample, ShardFolder, open_shards, prepare
 from .source import Progress, find_source, scan_folder
 
-# %% ../../nbs/data/04_loaders.ipynb #de12f0b4
+# %% ../../nbs/data/04_loaders.ipynb #017a591c
 def deck_name(
     settings:DataSettings, # Amounts, size and seed
 )->str:                    # For instance deck-6f0c2a91
@@ -57,7 +57,7 @@ def ready_shards(
     data_set = find_source(None if settings.source == "auto" else settings.source, root/"outputs"/"raw", progress)
     return prepare(data_set, folder, progress=progress)
 
-# %% ../../nbs/data/04_loaders.ipynb #6d47fbd9
+# %% ../../nbs/data/04_loaders.ipynb #60ad7dd5
 @dataclass(frozen=True)
 class CachedImages:
     "Images of one split, decoded to one size."
@@ -82,7 +82,7 @@ def cache_file(
     content = hashlib.sha256("\n".join([checksum, str(size), *(sample.path for sample in samples)]).encode()).hexdigest()
     return Path(folder)/f"{content[:16]}-{size}.npy"
 
-# %% ../../nbs/data/04_loaders.ipynb #48b3e239
+# %% ../../nbs/data/04_loaders.ipynb #0736463b
 def cache_images(
     shards:ShardFolder,      # Where the images lie
     split:str,               # train, valid or test
@@ -109,7 +109,7 @@ def cache_images(
     targets = np.array([sample.class_index for sample in samples], dtype=np.int64)
     return CachedImages(np.load(file, mmap_mode="r"), targets, tuple(sample.path for sample in samples))
 
-# %% ../../nbs/data/04_loaders.ipynb #d2c3e912
+# %% ../../nbs/data/04_loaders.ipynb #30fac661
 def uniform(
     n:int,                # How many
     largest:float,        # Half width
@@ -136,7 +136,7 @@ def random_homographies(
     matrices[:, 2, 2] = 1
     return matrices
 
-# %% ../../nbs/data/04_loaders.ipynb #d5b542a2
+# %% ../../nbs/data/04_loaders.ipynb #66093e06
 def warp(
     images:torch.Tensor,       # Float, shape (n, 3, h, w)
     homographies:torch.Tensor, # Shape (n, 3, 3), output place -> input place
@@ -149,7 +149,7 @@ def warp(
     grid = (homogeneous[..., :2]/homogeneous[..., 2:]).view(n, height, width, 2)
     return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-# %% ../../nbs/data/04_loaders.ipynb #6df2cb45
+# %% ../../nbs/data/04_loaders.ipynb #216d8931
 def random_colour_matrices(
     n:int,                   # How many images
     settings:AugmentSettings,# How far
@@ -176,7 +176,7 @@ def recolour(
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
     return (changed - mean)*contrast.view(n, 1, 1, 1) + mean
 
-# %% ../../nbs/data/04_loaders.ipynb #d06b75b9
+# %% ../../nbs/data/04_loaders.ipynb #60b7fd23
 def cover(
     images:torch.Tensor,  # Float, shape (n, 3, h, w), changed in place
     share:float,          # Share of the images that lose a rectangle
@@ -205,7 +205,7 @@ def augment(
         images = images + torch.randn_like(images)*(torch.rand(n, 1, 1, 1, device=device)*settings.noise)
     return images.clamp(0, 1)
 
-# %% ../../nbs/data/04_loaders.ipynb #890a5531
+# %% ../../nbs/data/04_loaders.ipynb #401a6925
 def contact_sheet(
     images:np.ndarray, # uint8, shape (n, h, w, 3)
     columns:int=10,    # Pictures a row
@@ -226,7 +226,7 @@ def as_uint8(
     "Tensors as pictures."
     return (images.clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-# %% ../../nbs/data/04_loaders.ipynb #b1dfe0b8
+# %% ../../nbs/data/04_loaders.ipynb #229077ea
 class CardLoader(DataLoader):
     "Whole batches from cached images; varied when `settings` are given."
 
@@ -243,6 +243,7 @@ class CardLoader(DataLoader):
         self.cached, self.settings = cached, settings
         self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
         self.latest = np.zeros(0, dtype=np.int64)
+        self.n_inp = 1  # fastai asks how many of a batch's parts are inputs
 
     def create_item(self, index:int)->int: return index
 
@@ -264,7 +265,7 @@ class CardLoader(DataLoader):
         "Where the images of the latest batch came from."
         return [self.cached.paths[index] for index in self.latest]
 
-# %% ../../nbs/data/04_loaders.ipynb #3db0ca4c
+# %% ../../nbs/data/04_loaders.ipynb #0a9b3b78
 def make_dataloaders(
     train:CachedImages,       # Training images
     valid:CachedImages,       # Validation images, maybe of another size
@@ -282,7 +283,7 @@ def make_dataloaders(
     loaders.vocab = list(CLASS_NAMES)
     return loaders
 
-# %% ../../nbs/data/04_loaders.ipynb #7de2228d
+# %% ../../nbs/data/04_loaders.ipynb #070abb6d
 def seed_everything(
     seed:int,                       # Any number
     loader:DataLoader|None=None,    # Whose order is to start anew

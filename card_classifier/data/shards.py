@@ -6,9 +6,8 @@
 __all__ = ['SHARD_FORMAT', 'IMAGES_PER_SHARD', 'DATASET_FILE', 'EXCLUSIONS_FILE', 'ShardError', 'Sample', 'ShardFolder',
            'open_shards', 'prepare', 'dvc_status']
 
-# %% ../../nbs/data/03_shards.ipynb #39d2e568
+# %% ../../nbs/data/03_shards.ipynb #8546ef98
 import csv
-import errno
 import hashlib
 import importlib.util
 import io
@@ -25,9 +24,9 @@ from pathlib import Path
 from ..cards import CLASS_NAMES
 from .audit import LIMITS, Audit, Exclusion, raw_checksum
 from .audit import audit as make_audit
-from .source import SPLITS, Progress, RawDataSet, RawImage, hold_folder
+from .source import NO_SPACE, SPLITS, Progress, RawDataSet, RawImage, hold_folder
 
-# %% ../../nbs/data/03_shards.ipynb #e67ac4d3
+# %% ../../nbs/data/03_shards.ipynb #6674674e
 SHARD_FORMAT = 1
 IMAGES_PER_SHARD = 1000
 DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
@@ -36,7 +35,7 @@ DATASET_FILE, EXCLUSIONS_FILE = "dataset.json", "exclusions.csv"
 class ShardError(ValueError):
     "Shards cannot be written or read; the message is one line that names the file and says what to do."
 
-# %% ../../nbs/data/03_shards.ipynb #f369d743
+# %% ../../nbs/data/03_shards.ipynb #9cc173ea
 def _header(
     name: str,  # Name inside the tar, at most 100 characters of ASCII
     size: int,  # bytes
@@ -60,7 +59,7 @@ def _to_json(value: object, indent: int|None = None) -> bytes:
     "JSON with sorted keys, in ASCII: one value, one text."
     return (json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
-# %% ../../nbs/data/03_shards.ipynb #e070c6e0
+# %% ../../nbs/data/03_shards.ipynb #7b724205
 def _shard_blocks(
     images: list[RawImage],  # The images of one shard, in order
     first: int,              # Number of the first image within its split
@@ -73,19 +72,17 @@ def _shard_blocks(
         yield _member(f"{key}.json", _to_json({"label": image.class_name, "path": image.path}))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
-# %% ../../nbs/data/03_shards.ipynb #b765cf97
+# %% ../../nbs/data/03_shards.ipynb #188c41da
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     "Turn the errors of a disk into one line that says what to do."
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_SPACE:
             raise ShardError(f"{folder}: no space left ({error.strerror}); whole shards stay: free some space and run "
                              "it again, it goes on from here") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ShardError(f"{error.filename or folder}: {error.strerror}; choose a folder that can be written to") from error
-        raise
+        raise ShardError(f"{error.filename or folder}: {error.strerror}; choose a folder that can be written to") from error
 
 
 def _write(
@@ -106,7 +103,7 @@ def _write(
         part.unlink(missing_ok=True)
     return digest.hexdigest()
 
-# %% ../../nbs/data/03_shards.ipynb #22961463
+# %% ../../nbs/data/03_shards.ipynb #72b512f1
 def _digest(blocks: Iterable[bytes]) -> str:
     "SHA-256 of content that comes in pieces."
     digest = hashlib.sha256()
@@ -132,7 +129,7 @@ def _ensure(
         checksum = _write(file, blocks())
     return {"size": file.stat().st_size, "sha256": checksum}
 
-# %% ../../nbs/data/03_shards.ipynb #90800c26
+# %% ../../nbs/data/03_shards.ipynb #31b71a06
 def _usable(
     data_set: RawDataSet,  # The raw images
     found: Audit,          # What their audit said
@@ -157,7 +154,7 @@ def _shard_plan(
     return {f"{split}-{start // IMAGES_PER_SHARD:03d}.tar": (start, images[start:start + IMAGES_PER_SHARD])
             for split, images in splits.items() for start in range(0, len(images), IMAGES_PER_SHARD)}
 
-# %% ../../nbs/data/03_shards.ipynb #ae869edb
+# %% ../../nbs/data/03_shards.ipynb #1efb6db5
 def _exclusions_csv(exclusions: list[Exclusion]) -> bytes:
     "The exclusion list as CSV, with the same line ends everywhere."
     text = io.StringIO()
@@ -185,7 +182,7 @@ def _description(
         "leaking": {split: [path for path in found.leaking if path.startswith(f"{split}/")] for split in SPLITS[1:]},
     }
 
-# %% ../../nbs/data/03_shards.ipynb #ad1342dd
+# %% ../../nbs/data/03_shards.ipynb #e6ffb658
 @dataclass(frozen=True)
 class Sample:
     "One image in a shard."
@@ -217,7 +214,7 @@ def _read_shard(
                 samples.append(Sample(stem, about["path"], CLASS_NAMES.index(about["label"]), file.name, offset, size))
     return samples
 
-# %% ../../nbs/data/03_shards.ipynb #d9f66469
+# %% ../../nbs/data/03_shards.ipynb #7f0d3c22
 @dataclass
 class ShardFolder:
     "A folder of shards, open for reading."
@@ -252,7 +249,7 @@ class ShardFolder:
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         return f"ShardFolder({self.name!r}, {self.kind}: {counts}; {len(self.exclusions)} excluded; {self.checksum[:12]})"
 
-# %% ../../nbs/data/03_shards.ipynb #06ba8c09
+# %% ../../nbs/data/03_shards.ipynb #59ff651f
 def _again(folder: Path) -> str:
     return f"make the shards in {folder} again with `card-classifier data prepare`"
 
@@ -287,7 +284,7 @@ def _samples(
     excluded = set() if with_excluded else {item.path for item in self.exclusions}
     return [sample for sample in self._samples[split] if sample.path not in excluded]
 
-# %% ../../nbs/data/03_shards.ipynb #d7bd557c
+# %% ../../nbs/data/03_shards.ipynb #b176a295
 def _read(
     self: ShardFolder,
     sample: Sample,  # From `samples`
@@ -307,7 +304,7 @@ def _read(
 
 ShardFolder.samples, ShardFolder.read = _samples, _read
 
-# %% ../../nbs/data/03_shards.ipynb #7983a215
+# %% ../../nbs/data/03_shards.ipynb #f728b4f3
 def _verify(self: ShardFolder):
     "Raise `ShardError` unless every file has the checksum that `dataset.json` states."
     for name, entry in self.description["files"].items():
@@ -320,7 +317,7 @@ def _verify(self: ShardFolder):
 
 ShardFolder.verify = _verify
 
-# %% ../../nbs/data/03_shards.ipynb #672f5130
+# %% ../../nbs/data/03_shards.ipynb #b626e27b
 def open_shards(
     folder: str|Path,  # As `prepare` left it
 ) -> ShardFolder:      # Ready for `samples` and `read`
@@ -329,18 +326,18 @@ def open_shards(
     file = folder / DATASET_FILE
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-        version = description["format"]
+        version, class_names = description["format"], description.get("class_names", ())
     except FileNotFoundError as error:
         raise ShardError(f"{folder}: no shards in it ({DATASET_FILE} is missing); make them with `card-classifier data prepare`") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{file}: cannot be read ({error}); {_again(folder)}") from error
     if version != SHARD_FORMAT:
         raise ShardError(f"{file}: format {version}, this version reads {SHARD_FORMAT}; {_again(folder)}")
-    if tuple(description["class_names"]) != CLASS_NAMES:
+    if tuple(class_names) != CLASS_NAMES:
         raise ShardError(f"{file}: its classes are not the {len(CLASS_NAMES)} of this project; {_again(folder)}")
     return ShardFolder(folder, description)
 
-# %% ../../nbs/data/03_shards.ipynb #b31fc245
+# %% ../../nbs/data/03_shards.ipynb #4d84b349
 def _already_prepared(
     data_set: RawDataSet,  # What should be packed
     folder: Path,          # Where shards may lie
@@ -364,7 +361,7 @@ def _remove_others(folder: Path, names: set[str]):
         if is_ours and file.name not in names:
             file.unlink()
 
-# %% ../../nbs/data/03_shards.ipynb #bbf69f94
+# %% ../../nbs/data/03_shards.ipynb #b878dbbd
 def _pack(
     data_set: RawDataSet,  # What to pack
     folder: Path,          # Where to
@@ -400,7 +397,7 @@ def prepare(
         return (_already_prepared(data_set, folder)
                 or _pack(data_set, folder, audit or make_audit(data_set, progress), progress))
 
-# %% ../../nbs/data/03_shards.ipynb #c033cd3f
+# %% ../../nbs/data/03_shards.ipynb #a9bbbd2a
 def _dvc(
     root: Path,       # Folder of the checkout
     *arguments: str,  # After `dvc`

@@ -9,7 +9,7 @@ __all__ = ['available_cpus', 'choose_device', 'computes_bf16', 'choose_precision
            'save_checkpoint', 'load_checkpoint', 'latest_checkpoint', 'KeepCheckpoints', 'build_learner', 'restore',
            'train', 'final_model', 'wandb_mode', 'start_tracking', 'logits_of']
 
-# %% ../../nbs/training/01_learner.ipynb #52441e35
+# %% ../../nbs/training/01_learner.ipynb #4ce7dac6
 import json
 import os
 import platform
@@ -39,7 +39,7 @@ from ..config import Settings, SettingsError
 from ..data.loaders import CachedImages, seed_everything
 from .model import backbone_and_classifier
 
-# %% ../../nbs/training/01_learner.ipynb #0d27111c
+# %% ../../nbs/training/01_learner.ipynb #04e9386b
 def available_cpus()->int:
     "CPUs that this process may really use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -69,7 +69,7 @@ def choose_precision(
     if settings.train.precision != "auto": return settings.train.precision
     return "bf16" if computes_bf16(device) else "fp32"
 
-# %% ../../nbs/training/01_learner.ipynb #86cb3403
+# %% ../../nbs/training/01_learner.ipynb #f7891173
 def describe_machine()->str:
     "Processor, cores and GPU in a few words, for the record of a run."
     cpu = platform.processor() or platform.machine()
@@ -85,7 +85,7 @@ def peak_memory()->float:
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)/1e9
 
-# %% ../../nbs/training/01_learner.ipynb #fd5ad7e0
+# %% ../../nbs/training/01_learner.ipynb #e1be3ff7
 class Bfloat16(Callback):
     "Forward pass and loss in bfloat16 where that is safe; weights and gradients stay in float32."
     order = 10
@@ -98,7 +98,7 @@ class Bfloat16(Callback):
 
     def after_loss(self): self.autocast.__exit__(None, None, None)
 
-# %% ../../nbs/training/01_learner.ipynb #00e22533
+# %% ../../nbs/training/01_learner.ipynb #d2ab16af
 class SeedEachEpoch(Callback):
     "Every epoch draws from generators set by the run's seed and the epoch's number."
     order = 60
@@ -107,7 +107,7 @@ class SeedEachEpoch(Callback):
 
     def before_epoch(self): seed_everything(self.seed*1_000_003 + self.epoch, self.dls.train)
 
-# %% ../../nbs/training/01_learner.ipynb #7a45bcd4
+# %% ../../nbs/training/01_learner.ipynb #b683c3bf
 class GrowingImages(Callback):
     "Training images of one size in the first epochs, of another afterwards."
     order = 61
@@ -121,7 +121,7 @@ class GrowingImages(Callback):
 
     def before_epoch(self): self.dls.train.cached = self.small if self.epoch < self.start_epochs else self.large
 
-# %% ../../nbs/training/01_learner.ipynb #36f9252b
+# %% ../../nbs/training/01_learner.ipynb #5566003f
 class AverageWeights(Callback):
     "Keeps an exponential moving average of all weights and validates with it."
     order = 65
@@ -141,7 +141,7 @@ class AverageWeights(Callback):
 
     def after_cancel_validate(self): self.learn.model = self.trained
 
-# %% ../../nbs/training/01_learner.ipynb #35d4e95b
+# %% ../../nbs/training/01_learner.ipynb #f0908835
 class LossNotFiniteError(ArithmeticError):
     "The training loss became infinite or not a number."
 
@@ -159,7 +159,7 @@ class StopWhenNotFinite(Callback):
             f"the loss is {self.loss_grad.item()} at epoch {self.epoch}, step {self.iter} of {self.n_iter}, learning rates {[f'{h:.2g}' for h in self.opt.hypers.attrgot('lr')] if hasattr(self.opt.hypers, 'attrgot') else [hyper['lr'] for hyper in self.opt.hypers]}; "
             f"arch {self.settings.model.arch}, train settings {train}; the batch: {', '.join(images)}. A smaller train.learning_rate usually helps")
 
-# %% ../../nbs/training/01_learner.ipynb #c85d42ce
+# %% ../../nbs/training/01_learner.ipynb #1963689e
 def write_atomically(
     file:Path,    # Where the text goes
     text:str,     # All of it
@@ -189,7 +189,7 @@ class ReportProgress(Callback):
         self.latest = time.monotonic()
         report_progress(self.folder, self.epoch*self.n_iter + self.iter + 1, self.n_epoch*self.n_iter, "training")
 
-# %% ../../nbs/training/01_learner.ipynb #10689719
+# %% ../../nbs/training/01_learner.ipynb #d0f44ec5
 @dataclass
 class Checkpoint:
     "All that a run needs to go on after an epoch."
@@ -210,7 +210,7 @@ def checkpoint_file(
     "One file an epoch."
     return Path(folder)/"checkpoints"/f"epoch-{epoch:04d}.safetensors"
 
-# %% ../../nbs/training/01_learner.ipynb #23b3b267
+# %% ../../nbs/training/01_learner.ipynb #3a862bf2
 def save_checkpoint(
     folder:Path,           # Of the run
     checkpoint:Checkpoint, # What to keep
@@ -233,7 +233,7 @@ def save_checkpoint(
     for old in sorted(file.parent.glob("epoch-*.safetensors"))[:-keep]: old.unlink()
     return file
 
-# %% ../../nbs/training/01_learner.ipynb #7a15a461
+# %% ../../nbs/training/01_learner.ipynb #b41fa655
 def load_checkpoint(
     file:Path,    # A file written by `save_checkpoint`
 )->Checkpoint:    # What it holds
@@ -264,7 +264,7 @@ def latest_checkpoint(
     if files: raise CheckpointError(f"no checkpoint of this run is whole: {'; '.join(problems)}. Start the training anew")
     return None, problems
 
-# %% ../../nbs/training/01_learner.ipynb #fa5a801f
+# %% ../../nbs/training/01_learner.ipynb #a0d0c26f
 class KeepCheckpoints(Callback):
     "Writes a checkpoint after each epoch and keeps the run's history."
     order = 75  # after the recorder and the averaged weights
@@ -290,7 +290,7 @@ class KeepCheckpoints(Callback):
         averaged = self.averaged.module.state_dict() if hasattr(self.learn, "averaged") else {}
         save_checkpoint(self.folder, Checkpoint(self.epoch + 1, self.model.state_dict(), averaged, list(optimizer["state"]), [dict(h) for h in optimizer["hypers"]], self.history))
 
-# %% ../../nbs/training/01_learner.ipynb #811669b2
+# %% ../../nbs/training/01_learner.ipynb #9645cbbf
 def build_learner(
     settings:Settings,     # All settings of the run
     loaders:DataLoaders,   # From `make_dataloaders`
@@ -322,7 +322,7 @@ def restore(
     state = [{name: value.to(learner.dls.device) if torch.is_tensor(value) else value for name, value in one.items()} for one in checkpoint.optimizer]
     learner.opt.load_state_dict({"state": state, "hypers": checkpoint.hypers})
 
-# %% ../../nbs/training/01_learner.ipynb #866ef799
+# %% ../../nbs/training/01_learner.ipynb #cb6d28f1
 def train(
     learner:Learner,             # From `build_learner`
     settings:Settings,           # The same
@@ -349,7 +349,7 @@ def final_model(
     "The network to evaluate and ship: the averaged weights where there are some."
     return (learner.averaged.module if hasattr(learner, "averaged") else learner.model).eval()
 
-# %% ../../nbs/training/01_learner.ipynb #24aacdf0
+# %% ../../nbs/training/01_learner.ipynb #5cab0315
 def wandb_mode(
     wanted:str, # `tracking.wandb`: auto, offline, online or disabled
 )->str:         # online, offline or disabled
@@ -377,7 +377,7 @@ def start_tracking(
     where = run.url if mode == "online" else f"wandb sync {os.path.relpath(Path(run.dir).parent)}"
     return (WandbCallback(log_preds=False),), (f"W&B: {where}" if mode == "online" else f"W&B, offline; to send it: {where}")
 
-# %% ../../nbs/training/01_learner.ipynb #95a5a504
+# %% ../../nbs/training/01_learner.ipynb #f58dcad0
 @torch.inference_mode()
 def logits_of(
     model:nn.Module,       # In evaluation mode

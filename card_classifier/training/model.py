@@ -6,7 +6,7 @@
 __all__ = ['check_arch', 'Weights', 'weights_file', 'load_pretrained', 'create_model', 'normalisation', 'parameter_count',
            'backbone_and_classifier']
 
-# %% ../../nbs/training/00_model.ipynb #e60328f9
+# %% ../../nbs/training/00_model.ipynb #55d59a0c
 import difflib
 import os
 import warnings
@@ -20,7 +20,7 @@ from torch import nn
 from ..cards import CLASS_NAMES
 from ..config import ModelSettings, SettingsError
 
-# %% ../../nbs/training/00_model.ipynb #5e19e60c
+# %% ../../nbs/training/00_model.ipynb #10acfbb9
 def check_arch(
     arch:str, # Name of a timm backbone, without a tag such as `.ra4_e3600_r224_in1k`
 )->None:
@@ -30,7 +30,7 @@ def check_arch(
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "timm.list_models() lists them all"
     raise SettingsError(f"timm has no backbone {arch!r}; {hint}")
 
-# %% ../../nbs/training/00_model.ipynb #ce3514f6
+# %% ../../nbs/training/00_model.ipynb #6e5f7aeb
 @dataclass(frozen=True)
 class Weights:
     "Where a network's starting weights came from."
@@ -50,7 +50,7 @@ def weights_file(
     file = Path(folder)/f"{arch}.safetensors" if folder else None
     return file if file and file.is_file() else None
 
-# %% ../../nbs/training/00_model.ipynb #6b44b723
+# %% ../../nbs/training/00_model.ipynb #7932fbc4
 def load_pretrained(
     settings:ModelSettings, # Architecture and drop rate
     file:Path|None,         # Weights on this machine; None: timm's hub
@@ -79,7 +79,7 @@ def create_model(
     else: weights = Weights("random", "random weights, as asked for")
     return timm.create_model(settings.arch, pretrained=False, num_classes=len(CLASS_NAMES), drop_rate=settings.drop_rate), weights
 
-# %% ../../nbs/training/00_model.ipynb #0761d4cf
+# %% ../../nbs/training/00_model.ipynb #c845d2d3
 def normalisation(
     model:nn.Module, # A timm network
 )->tuple[tuple[float, ...], tuple[float, ...]]: # Mean and standard deviation of the three channels, in [0, 1]
@@ -93,7 +93,7 @@ def parameter_count(
     "How large the network is."
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
-# %% ../../nbs/training/00_model.ipynb #932095bd
+# %% ../../nbs/training/00_model.ipynb #c7888246
 def backbone_and_classifier(
     model:nn.Module, # A timm network
 )->list[list[nn.Parameter]]: # [backbone, classifier]
