@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib
+import nbformat
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,6 +44,22 @@ def collect(names: list[str]) -> dict:
     audit = summary["summary"]
     leaking = {split: len(shards.leaking(split)) for split in ("valid", "test")}
     return {"runs": [run_results(root / "outputs" / name) for name in names], "audit": audit, "exclusions": exclusions, "leaking": leaking, "counts": shards.counts, "data_checksum": shards.checksum}
+
+
+def keep_record(run: Path) -> None:
+    "The executed notebook of the released run as a page of the docs, without what only its own machine needs."
+    notebook = nbformat.read(run / "train.ipynb", 4)
+    notebook.metadata.pop("papermill", None)
+    notebook.cells[0].source = f"# The released run\n\n> The executed notebook of the run that made the released bundle, {run.name}: real images in, a tested bundle out."
+    kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in kept:
+        cell.metadata = nbformat.NotebookNode({"tags": [tag for tag in cell.metadata.get("tags", []) if tag == "parameters"]} if "parameters" in cell.metadata.get("tags", []) else {})
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            for output in cell.outputs:
+                output.pop("execution_count", None)
+    notebook.cells = kept
+    nbformat.write(notebook, checkout() / "nbs" / "runs" / "real_run.ipynb")
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -115,6 +132,9 @@ if __name__ == "__main__":
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="names of finished runs under outputs/, to read results from; exactly one of them has opened the test split")
     names = parser.parse_args().runs
     if names:
+        for name in names:
+            if (checkout() / "outputs" / name / "bundle").is_dir() and "test" in json.loads((checkout() / "outputs" / name / "metrics.json").read_text(encoding="utf-8")):
+                keep_record(checkout() / "outputs" / name)
         RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
     print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")

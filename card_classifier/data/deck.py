@@ -12,23 +12,24 @@ __all__ = ['CARD_WIDTH', 'CARD_HEIGHT', 'SUITS', 'SUIT_SHAPES', 'Colour', 'FONTS
            'DeckStyle', 'random_style', 'rank_text', 'suit_name', 'print_pip', 'print_index', 'print_number',
            'print_ace', 'read_drawing', 'pattern_mask', 'Fill', 'draw_figure', 'weave', 'court_fills', 'court_drawing',
            'double_ended', 'court_frame', 'print_court', 'figure_size', 'print_girdle', 'print_rectangle',
-           'print_monogram', 'print_joker', 'print_joker_index', 'cloud', 'paper_texture', 'use', 'card_outline',
+           'print_monogram', 'print_joker', 'print_joker_index', 'cloud', 'paper_texture', 'wear_out', 'card_outline',
            'print_frame', 'render_face', 'finish', 'render_back', 'wood', 'felt', 'cloth', 'plain', 'newspaper',
            'carpet', 'stone', 'table_texture', 'table', 'lay_card', 'film_grain', 'light', 'develop', 'pose', 'thumb',
-           'photograph', 'Scene', 'camera', 'through', 'place_cards', 'overlap', 'render_scene', 'visible_shares',
-           'DeckError', 'deck_of', 'render_images', 'read_marker', 'write_text', 'table_of_files', 'render_data_set',
+           'photograph', 'Scene', 'camera', 'project', 'place_cards', 'overlap', 'render_scene', 'visible_shares',
+           'DeckError', 'deck_of', 'write_whole', 'render_images', 'read_marker', 'table_of_files', 'render_data_set',
            'run_tasks']
 
-# %% ../../nbs/data/01_deck.ipynb #717432aa
+# %% ../../nbs/data/01_deck.ipynb #6b44a7f4
 import json
 import math
-import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cards import CARDS, Card
 
-# %% ../../nbs/data/01_deck.ipynb #8bfbd9c4
+# %% ../../nbs/data/01_deck.ipynb #34b2040c
 CARD_WIDTH, CARD_HEIGHT = 100, 140 # Card units; the ratio of a bridge-to-poker card (63 x 88 mm is 0.716)
 _STEPS = np.linspace(0, 1, 9)[:-1, None]
 _HERMITE = np.concatenate([2*_STEPS**3 - 3*_STEPS**2 + 1, _STEPS**3 - 2*_STEPS**2 + _STEPS,
@@ -67,7 +68,7 @@ def curve(
     polygon.flags.writeable = False
     return polygon
 
-# %% ../../nbs/data/01_deck.ipynb #ac6931e6
+# %% ../../nbs/data/01_deck.ipynb #8198cbda
 SUITS = ("clubs", "diamonds", "hearts", "spades")
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def suit_mask(
         mask[~is_ink] = 0
     return cv2.resize(mask, (height, height), interpolation=cv2.INTER_AREA).astype(np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #e82161b4
+# %% ../../nbs/data/01_deck.ipynb #91b1205c
 Colour = tuple[int, int, int]
 
 def mix(first:Colour, second:Colour, share:float)->Colour:
@@ -177,7 +178,7 @@ class Canvas:
         share = mask[:target.shape[0], :target.shape[1], None]
         target[:] = target + (np.float32(colour) - target)*share + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #eed299d5
+# %% ../../nbs/data/01_deck.ipynb #6a2fb5b5
 FONTS = {
     "train": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral",
               "STIXGeneralBol", "STIXGeneralBolIta", "cmss10", "cmtt10"),
@@ -216,7 +217,7 @@ def text_mask(
     width = min(widest, image.width*condense*height/image.height)
     return np.asarray(image.resize((max(1, round(width)), height), Image.Resampling.BOX), np.float32)/255
 
-# %% ../../nbs/data/01_deck.ipynb #11b8f41e
+# %% ../../nbs/data/01_deck.ipynb #f153a391
 @dataclass(frozen=True)
 class Palette:
     "The colours of a deck."
@@ -275,7 +276,7 @@ PALETTES = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #25e02e58
+# %% ../../nbs/data/01_deck.ipynb #5dbdf569
 @dataclass(frozen=True)
 class Layout:
     "Where things stand on the faces of a deck; lengths in card units."
@@ -326,7 +327,7 @@ LAYOUTS = {
     ),
 }
 
-# %% ../../nbs/data/01_deck.ipynb #d77021af
+# %% ../../nbs/data/01_deck.ipynb #94b681fb
 COURT_MODES = ("full",)*5 + ("tint", "line")
 PAPERS = ("smooth", "smooth", "grain", "linen", "fibre", "parchment", "vignette")
 BACKS = ("lattice", "rosette", "scales", "suits", "rings", "weave")
@@ -378,7 +379,7 @@ def random_style(
         border=pick((None,)*8 + (palette.black, palette.red, palette.gold)),
         edge_wear=wear[0], scratches=wear[1], stains=wear[2], fade=wear[3])
 
-# %% ../../nbs/data/01_deck.ipynb #563f4ac1
+# %% ../../nbs/data/01_deck.ipynb #b504dda4
 _TWO, _FOUR, _SIX = ((0, -1), (0, 1)), ((-1, -1), (1, -1), (-1, 1), (1, 1)), ((-1, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (1, 1))
 _EIGHT = tuple((x, y) for y in (-1, -1/3, 1/3, 1) for x in (-1, 1))
 PIP_PLACES = { # Column (-1, 0, 1) and row (-1 top to 1 bottom) of each pip
@@ -415,7 +416,7 @@ def print_pip(
         ramp = np.linspace(0.5, 0, height, dtype=np.float32)[:, None]**1.5
         canvas.stamp(suit_mask(suit, style.shape, height)*(ramp[::-1] if is_turned else ramp), x, y, (255, 255, 255), is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #4bd51db3
+# %% ../../nbs/data/01_deck.ipynb #047edc14
 def print_index(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints rank and suit into two or four corners, the lower ones upside down."
     layout, suit = style.layout, suit_name(card)
@@ -473,7 +474,7 @@ def print_ace(canvas:Canvas, style:DeckStyle, suit:str):
     else:
         print_pip(canvas, style, suit, x, y, size)
 
-# %% ../../nbs/data/01_deck.ipynb #e1d1818d
+# %% ../../nbs/data/01_deck.ipynb #07833287
 _AXIS = 30 # Figures are symmetric about this x
 
 @lru_cache(maxsize=256)
@@ -497,7 +498,7 @@ def read_drawing(
             raise ValueError(f"a figure cannot be drawn with '{how}': {line}")
     return tuple(shapes)
 
-# %% ../../nbs/data/01_deck.ipynb #e9163d2e
+# %% ../../nbs/data/01_deck.ipynb #2c1cfc4b
 def pattern_mask(
     name:str,      # "checks", "stripes", "bars", "dots", "scales", "chevrons", "lattice", "rays"
     x:np.ndarray,  # Figure units
@@ -525,7 +526,7 @@ def pattern_mask(
         distance = 1.05 - radius if name == "dots" else 0.35 - np.abs(radius - 2.2)
     return np.clip(distance*sharpness + 0.5, 0, 1)
 
-# %% ../../nbs/data/01_deck.ipynb #347f5d31
+# %% ../../nbs/data/01_deck.ipynb #09269f72
 @dataclass(frozen=True)
 class Fill:
     "A colour, or a pattern in two colours."
@@ -580,7 +581,7 @@ def weave(canvas:Canvas, outline:np.ndarray, fill:Fill, offset:tuple[float, floa
     target = canvas.pixels[top:bottom, left:right]
     target[:] = target + (cloth - target)*(mask[..., None]*np.float32(1/255)) + 0.5
 
-# %% ../../nbs/data/01_deck.ipynb #46047705
+# %% ../../nbs/data/01_deck.ipynb #676f8826
 ROBE = """
 robe_a one 30,28! 39,29 47,31.5 54,36 59,45 61,74! 30,74!
 robe_b one 30,28! 21,29 13,31.5 6,36 1,45 -1,74! 30,74!
@@ -733,7 +734,7 @@ line line 20.6,8.8! 20.8,3.6 24.4,-0.6!
 """)
 MOUSTACHES = ("line lines 30.4,22.1! 32.2,21.7 34,22.4 35.6,21.2!", "~blush dots 24.7,20.6,1.2")
 
-# %% ../../nbs/data/01_deck.ipynb #761eda50
+# %% ../../nbs/data/01_deck.ipynb #dd85de8c
 HELD = { # What a figure holds, upright at x = 50; the hand comes on top
     "sword": """
 steel one 48.4,36! 48.4,7! 50,2! 51.6,7! 51.6,36!
@@ -796,7 +797,7 @@ SKINS = ((250, 222, 196), (240, 204, 170), (222, 178, 138), (176, 124, 86), (122
 HAIRS = ((92, 58, 34), (212, 168, 88), (44, 34, 32), (160, 72, 34), (196, 190, 184))
 PATTERNS = ("checks", "stripes", "dots", "scales", "chevrons", "lattice", "bars", "")
 
-# %% ../../nbs/data/01_deck.ipynb #d0351fda
+# %% ../../nbs/data/01_deck.ipynb #9469ffd1
 def court_fills(
     style:DeckStyle,
     suit:str,    # A name of SUITS
@@ -842,7 +843,7 @@ def court_drawing(
     robe = "" if rank == "Q" else ROBE
     return "\n".join((robe, body, ARMS, HELD[held], HAND))
 
-# %% ../../nbs/data/01_deck.ipynb #c1da2db1
+# %% ../../nbs/data/01_deck.ipynb #ab5fc747
 def double_ended(
     pixels:np.ndarray, # Shape (h, w, 3); only what lies above the line is used
     slope:float,       # Of the dividing line through the middle, y over x; positive falls to the right
@@ -927,7 +928,7 @@ def print_monogram(canvas:Canvas, style:DeckStyle, rank:str, suit:str):
     fills = court_fills(style, suit, lambda options: options[0])
     draw_figure(canvas, crown, fills, (x - 30*1.3, y - 42), (1.3, 1.3), 0.5)
 
-# %% ../../nbs/data/01_deck.ipynb #d20b67a8
+# %% ../../nbs/data/01_deck.ipynb #7f95b700
 JOKER_BODY = """
 robe_a one 30,34! 40,36 49,41 56,50 60,60 61,76! 30,76!
 robe_b one 30,34! 20,36 11,41 4,50 0,60 -1,76! 30,76!
@@ -1016,7 +1017,7 @@ def print_joker_index(canvas:Canvas, style:DeckStyle, ink:Colour):
             else:
                 canvas.stamp(mask, *mark, ink, is_turned)
 
-# %% ../../nbs/data/01_deck.ipynb #f5c1f29f
+# %% ../../nbs/data/01_deck.ipynb #062be888
 def cloud(
     height:int,
     width:int,
@@ -1051,7 +1052,7 @@ def paper_texture(
     texture -= (0.1 if style.paper == "vignette" else 0.25*style.stains)*np.exp(-edge*14)
     return cv2.merge([texture]*3)
 
-def use(
+def wear_out(
     pixels:np.ndarray,             # RGB face, shape (h, w, 3), uint8
     style:DeckStyle,
     generator:np.random.Generator,
@@ -1083,7 +1084,7 @@ def use(
         pixels = np.uint8(pixels + (np.float32((188, 176, 158)) - pixels)*share)
     return pixels
 
-# %% ../../nbs/data/01_deck.ipynb #3e1ab138
+# %% ../../nbs/data/01_deck.ipynb #ca1823ea
 FACE_WIDTH = 240 # Pixels; enough for a card that fills a photograph of 224
 _SUPERSAMPLING = 2
 
@@ -1149,12 +1150,12 @@ def finish(canvas:Canvas, style:DeckStyle, width:int, generator:np.random.Genera
     "Reduces the drawing to its size, wears it and cuts out the card."
     alpha = card_outline(width, style.radius)
     pixels = cv2.resize(canvas.pixels, alpha.shape[::-1], interpolation=cv2.INTER_AREA)
-    card = cv2.cvtColor(use(pixels, style, generator), cv2.COLOR_RGB2RGBA)
+    card = cv2.cvtColor(wear_out(pixels, style, generator), cv2.COLOR_RGB2RGBA)
     card[..., 3] = alpha
     card.flags.writeable = False
     return card
 
-# %% ../../nbs/data/01_deck.ipynb #41ebfbae
+# %% ../../nbs/data/01_deck.ipynb #6f30c2cc
 @lru_cache(maxsize=8)
 def render_back(
     style:DeckStyle,
@@ -1197,7 +1198,7 @@ def render_back(
     canvas.pixels[margin:margin + box.pixels.shape[0], margin:margin + box.pixels.shape[1]] = box.pixels
     return finish(canvas, style, width, np.random.default_rng([style.seed, 3]))
 
-# %% ../../nbs/data/01_deck.ipynb #e9e8ac01
+# %% ../../nbs/data/01_deck.ipynb #2ffc959d
 def wood(size:int, generator:np.random.Generator)->np.ndarray:
     base = np.float32(((164, 116, 70), (112, 74, 44), (196, 160, 116), (88, 62, 48), (150, 146, 138))[generator.integers(5)])
     y = np.repeat(np.arange(size, dtype=np.float32)[:, None], size, axis=1)
@@ -1261,7 +1262,7 @@ def stone(size:int, generator:np.random.Generator)->np.ndarray:
     veins = np.exp(-np.abs(field)*14)
     return base*(1 + 0.1*field - 0.3*veins)[..., None]
 
-# %% ../../nbs/data/01_deck.ipynb #c2bd6b3c
+# %% ../../nbs/data/01_deck.ipynb #35e337d2
 TABLES = {"wood": wood, "felt": felt, "cloth": cloth, "plain": plain, "newspaper": newspaper, "carpet": carpet, "stone": stone}
 N_TABLE_VARIANTS = 3 # Of each kind
 
@@ -1295,7 +1296,7 @@ def table(
     matrix = np.column_stack([turn, (width/2, height/2) - turn @ middle])
     return cv2.warpAffine(texture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
-# %% ../../nbs/data/01_deck.ipynb #735bd248
+# %% ../../nbs/data/01_deck.ipynb #19da5509
 def lay_card(
     image:np.ndarray,    # RGB, uint8; the card is drawn into it
     card:np.ndarray,     # RGBA, upright
@@ -1326,7 +1327,7 @@ def lay_card(
     cv2.add(image, cv2.multiply(warped[..., :3], solid, scale=1/255), image)
     return alpha
 
-# %% ../../nbs/data/01_deck.ipynb #e2efd8f1
+# %% ../../nbs/data/01_deck.ipynb #bd0659f9
 @lru_cache(maxsize=2)
 def film_grain(size:int=640)->np.ndarray:
     "Noise that photographs cut theirs from, shape (size, size, 3), float32 with unit variance."
@@ -1381,8 +1382,8 @@ def develop(
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return image
 
-# %% ../../nbs/data/01_deck.ipynb #63150c53
-POSES = {"filled": 0.56, "framed": 0.14, "askew": 0.2, "corner": 0.06, "lying": 0.04}
+# %% ../../nbs/data/01_deck.ipynb #fb53aad5
+POSES = {"filled": 0.58, "framed": 0.15, "askew": 0.2, "corner": 0.05, "lying": 0.02} # How often each occurs
 
 def pose(
     generator:np.random.Generator,
@@ -1397,13 +1398,13 @@ def pose(
         height = generator.uniform(0.8, 0.98)
         width, angle, shift, depth = height*generator.uniform(ratio, 1.0), generator.normal(0, 0.02), 0.02, 0.02
     elif kind == "askew":    # On a table
-        height = generator.uniform(0.72, 0.98)
+        height = generator.uniform(0.76, 0.98)
         width, angle, shift, depth = height*generator.uniform(ratio, 0.95), generator.normal(0, 0.22), 0.05, 0.05
     elif kind == "corner":   # So close that one end is outside
         width, angle, shift, depth = generator.uniform(1.1, 1.3), generator.normal(0, 0.08), 0.0, 0.03
         height = width*generator.uniform(1.0, 1.3)
     else:                    # Any which way
-        height, angle, shift, depth = generator.uniform(0.7, 0.9), generator.uniform(-math.pi, math.pi), 0.03, 0.06
+        height, angle, shift, depth = generator.uniform(0.75, 0.95), generator.uniform(-math.pi, math.pi), 0.03, 0.06
         width = height*generator.uniform(ratio, 0.9)
     corners = np.array([(-width, -height), (width, -height), (width, height), (-width, height)])/2
     corners *= 1 + generator.uniform(-depth, depth, (4, 2))
@@ -1450,7 +1451,7 @@ def photograph(
         thumb(image, corners, generator)
     return develop(image, generator)
 
-# %% ../../nbs/data/01_deck.ipynb #5c15df40
+# %% ../../nbs/data/01_deck.ipynb #43823b2a
 @dataclass(frozen=True)
 class Scene:
     "A picture of a table and the truth about it."
@@ -1472,7 +1473,7 @@ def camera(
     slant = np.array([[1, 0, 0], [0, 1 - 0.15*tilt*generator.random(), 0], [away[0], away[1], 1]])
     return np.linalg.inv(move) @ slant @ move
 
-def through(matrix:np.ndarray, points:np.ndarray)->np.ndarray:
+def project(matrix:np.ndarray, points:np.ndarray)->np.ndarray:
     "Points of the table as the camera sees them."
     return cv2.perspectiveTransform(np.float64(points)[None], matrix)[0]
 
@@ -1496,7 +1497,7 @@ def place_cards(
         centre = generator.uniform(0, 1, 2)*(width, height)
         half = np.array([length*CARD_WIDTH/CARD_HEIGHT, length])/2
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        corners = through(matrix, np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])*half @ turn + centre)
+        corners = project(matrix, np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])*half @ turn + centre)
         is_inside = (corners > 2).all() and (corners < (width - 3, height - 3)).all()
         if is_inside and all(overlap(corners, other) <= max_overlap for other in placed):
             placed.append(corners)
@@ -1508,7 +1509,7 @@ def overlap(first:np.ndarray, second:np.ndarray)->float:
     shared, _ = cv2.intersectConvexConvex(first, second)
     return shared/min(cv2.contourArea(first), cv2.contourArea(second))
 
-# %% ../../nbs/data/01_deck.ipynb #716f0273
+# %% ../../nbs/data/01_deck.ipynb #21ff4bfb
 def render_scene(
     cards:Sequence[Card],           # From the lowest to the topmost; an empty table is a scene too
     style:DeckStyle|Sequence[DeckStyle], # The deck, or one deck for each card
@@ -1553,18 +1554,28 @@ def visible_shares(
         above = covered[i] if above is None else above | covered[i]
     return shares
 
-# %% ../../nbs/data/01_deck.ipynb #e00f0029
+# %% ../../nbs/data/01_deck.ipynb #371a84a2
 class DeckError(ValueError):
     "A data set cannot be rendered into this folder."
 
 DATA_SET_FILE = "deck.json"  # Marks a folder as rendered and says with what
 RENDERER_VERSION = 1         # Raised when the same seed gives other pictures
+_STALE_SECONDS = 600
 IMAGES_PER_CLASS = {"train": 50, "valid": 6, "test": 8}
 
 def deck_of(seed:int, split:str, card:Card, number:int)->DeckStyle:
     "The deck of one image: of the training family for train, of the unseen family for valid and test."
     state = np.random.SeedSequence([seed, list(IMAGES_PER_CLASS).index(split), card.index, number]).generate_state(1)
     return random_style(int(state[0]), "train" if split == "train" else "unseen")
+
+def write_whole(folder:Path, path:Path, content:bytes):
+    "Writes a file as a whole or not at all, by way of a file of its own in the folder."
+    temporary = folder/f"{uuid4().hex}.part"
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 def render_images(
     folder:Path,
@@ -1574,7 +1585,7 @@ def render_images(
     size:int,    # Pixels
 )->int:          # Images written; those that were there are left alone
     "Writes one image of each class, each from a deck of its own."
-    temporary, n_written = folder/f"{os.getpid()}.part", 0
+    n_written = 0
     for card in CARDS:
         path = folder/split/card.class_name/f"{number + 1:03d}.jpg"
         if path.exists():
@@ -1582,8 +1593,7 @@ def render_images(
         generator = np.random.default_rng([seed, list(IMAGES_PER_CLASS).index(split), card.index, number])
         image = photograph(render_face(card, deck_of(seed, split, card, number)), generator, size)
         _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        temporary.write_bytes(data.tobytes())
-        temporary.replace(path) # So that a picture is there as a whole or not at all
+        write_whole(folder, path, data.tobytes())
         n_written += 1
     return n_written
 
@@ -1603,12 +1613,6 @@ def read_marker(folder:Path, parameters:dict)->dict|None:
         raise DeckError(f"{folder} holds a rendered data set with other settings: remove it, or choose another folder")
     return found
 
-def write_text(path:Path, text:str):
-    "Writes a file as a whole or not at all."
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text)
-    temporary.replace(path)
-
 def table_of_files(counts:dict[str, int])->str:
     "The content of cards.csv, as the public data set has it."
     rows = ["class index,filepaths,labels,card type,data set"]
@@ -1618,7 +1622,7 @@ def table_of_files(counts:dict[str, int])->str:
             rows += [f"{card.index},{split}/{card.class_name}/{number:03d}.jpg,{end}" for number in range(1, n + 1)]
     return "\n".join(rows) + "\n"
 
-# %% ../../nbs/data/01_deck.ipynb #06f9ba99
+# %% ../../nbs/data/01_deck.ipynb #dc387147
 def render_data_set(
     folder:str|Path,
     images_per_class:dict[str, int]|None=None, # For each split, 0 to 999; IMAGES_PER_CLASS if None
@@ -1637,7 +1641,9 @@ def render_data_set(
     if found and found.get("is_complete"):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(marker, json.dumps({**parameters, "is_complete": False}, indent=2) + "\n")
+    def mark(is_complete:bool):
+        write_whole(folder, marker, (json.dumps({**parameters, "is_complete": is_complete}, indent=2) + "\n").encode())
+    mark(is_complete=False)
     for split in (split for split, n in counts.items() if n):
         for card in CARDS:
             (folder/split/card.class_name).mkdir(parents=True, exist_ok=True)
@@ -1645,10 +1651,11 @@ def render_data_set(
     for done, _ in enumerate(run_tasks(tasks, n_workers), 1):
         if progress:
             progress(done*len(CARDS), len(tasks)*len(CARDS))
-    write_text(folder/"cards.csv", table_of_files(counts))
-    for part in folder.glob("*.part"): # Of a process that was killed
-        part.unlink()
-    write_text(marker, json.dumps({**parameters, "is_complete": True}, indent=2) + "\n")
+    write_whole(folder, folder/"cards.csv", table_of_files(counts).encode())
+    for part in folder.glob("*.part"): # Of a call that was killed; a young one may be another call's that runs now
+        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+            part.unlink(missing_ok=True)
+    mark(is_complete=True)
     return folder
 
 def run_tasks(tasks:list[tuple], n_workers:int)->Iterator[int]:
