@@ -62,8 +62,7 @@ docs: setup ## Execute the training notebook on the deck and build the site into
 readme: setup ## Make README.md from nbs/index.ipynb
 	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/index.ipynb
 	nbdev_clean --fname nbs/index.ipynb
-	python -c "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
-	jupyter nbconvert --to markdown --log-level ERROR --output-dir . --output README _proc/index.ipynb
+	python reports/readme.py
 
 report: setup ## Make reports/ from the measured results
 	python reports/report.py

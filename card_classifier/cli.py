@@ -9,7 +9,7 @@ __all__ = ['app', 'data_app', 'PHOTO_SUFFIXES', 'CommandError', 'is_expected', '
            'evaluation_shards', 'evaluate_command', 'export', 'photos', 'answer', 'prediction_row', 'predict',
            'version']
 
-# %% ../nbs/cli.ipynb #7b5662e5
+# %% ../nbs/cli.ipynb #8981925c
 import json
 import sys
 import threading
@@ -17,22 +17,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .config import Settings, SettingsError, as_settings, check_override, checkout, compose, experiments, find_checkout, load_settings, new_run, save_settings, setting_rows
+from .data.shards import ShardFolder, dvc_status, open_shards, prepare
 
-if TYPE_CHECKING:
-
-    from card_classifier.data.shards import ShardFolder
-
-# %% ../nbs/cli.ipynb #5b5c4001
+# %% ../nbs/cli.ipynb #7208e8cf
 app = typer.Typer(help="Recognise playing cards: prepare data, train, evaluate, export, predict.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 data_app = typer.Typer(help="The images: what is there, and making it ready.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 
-# %% ../nbs/cli.ipynb #76a57b12
+# %% ../nbs/cli.ipynb #51f5149f
 class CommandError(ValueError):
     "A command can't do what was asked; the message says why and what to type instead."
 
@@ -58,7 +55,7 @@ def one_line_errors(
             raise typer.Exit(2) from None
     return wrapped
 
-# %% ../nbs/cli.ipynb #072ad00c
+# %% ../nbs/cli.ipynb #1a172fdd
 @contextmanager
 def progress_bars()->Iterator[Callable[[int, int, str], None]]:
     "Gives a function `report(done, total, what)` that draws one bar for each `what`, with the time left."
@@ -86,7 +83,7 @@ def print_table(
     if not console.is_terminal: console.width = 200
     console.print(table)
 
-# %% ../nbs/cli.ipynb #67b04cd4
+# %% ../nbs/cli.ipynb #39f9008d
 @app.command("settings")
 @one_line_errors
 def show_settings(
@@ -99,16 +96,15 @@ def show_settings(
     print_table(f"experiment {experiment}" if experiment else "defaults", ["setting", "value", "meaning"], rows)
     if find_checkout(): typer.echo(f"experiments: {', '.join(experiments())}. Use: card-classifier train --experiment NAME setting=value …")
 
-# %% ../nbs/cli.ipynb #4fc8c750
+# %% ../nbs/cli.ipynb #787e6e0e
 def shards_at(
     folder:Path,             # Where they would be
-)->"ShardFolder | None":     # Open, or None
+)->ShardFolder|None:     # Open, or None
     "The shards in a folder, if there are any."
-    from card_classifier.data.shards import open_shards
     return open_shards(folder) if (folder/"dataset.json").exists() else None
 
 def shard_rows(
-    shards:"ShardFolder", # Open
+    shards:ShardFolder, # Open
 )->list[tuple]:           # (split, images, left out of training)
     "How many images each split has."
     return [(split, shards.counts[split], len(shards.exclusions) if split == "train" else 0) for split in ("train", "valid", "test")]
@@ -119,7 +115,6 @@ def data(context:typer.Context):
     "Shows which images are there: the raw data, the shards, and whether they are the version that this commit was made with."
     if context.invoked_subcommand: return
     import os
-    from card_classifier.data.shards import dvc_status
     root = checkout()
     named = os.environ.get("CARD_CLASSIFIER_DATA")
     typer.echo(f"raw data: {named if named else 'CARD_CLASSIFIER_DATA is not set, so Kaggle'}" + ("" if not named or Path(named).exists() else " (nothing there!)"))
@@ -129,7 +124,7 @@ def data(context:typer.Context):
     typer.echo(f"version: {dvc_status(root/'data')}")
     typer.echo("next: card-classifier train --experiment cpu")
 
-# %% ../nbs/cli.ipynb #c6099b13
+# %% ../nbs/cli.ipynb #7da0e63e
 @data_app.command("prepare")
 @one_line_errors
 def data_prepare(
@@ -137,7 +132,6 @@ def data_prepare(
     folder:Annotated[str, typer.Option(help="Where the shards go; without it data/ of the checkout")] = "",
 ):
     "Makes shards of raw images: extracts, audits, packs. Goes on where it was interrupted; does nothing the second time."
-    from card_classifier.data.shards import dvc_status, prepare
     from card_classifier.data.source import find_source
     root = checkout()
     target = Path(folder).resolve() if folder else root/"data"
@@ -150,7 +144,7 @@ def data_prepare(
     if target == root/"data": typer.echo(f"version: {dvc_status(target)}")
     typer.echo("next: card-classifier train --experiment cpu")
 
-# %% ../nbs/cli.ipynb #374aa605
+# %% ../nbs/cli.ipynb #6c6f1154
 def find_run(
     outputs:Path, # Folder of all runs
     name:str,     # Path, name, part of a name, or `latest`
@@ -164,7 +158,7 @@ def find_run(
     choices = ", ".join(run.name for run in (fitting or runs)[-8:]) or "none yet: card-classifier train"
     raise CommandError(f"{'several runs fit' if fitting else 'there is no run'} {name!r}; runs: {choices}")
 
-# %% ../nbs/cli.ipynb #d73ab397
+# %% ../nbs/cli.ipynb #f32d26d7
 def find_bundle(
     name:str, # Path of a bundle or a run, name of a run, or `latest`; empty: the released bundle
 )->Path:      # Folder of the bundle
@@ -178,7 +172,7 @@ def find_bundle(
     if (run/"bundle"/BUNDLE_FILE).is_file(): return run/"bundle"
     raise CommandError(f"the run {run.name} has no bundle yet; finish it with: card-classifier train --resume {run.name}")
 
-# %% ../nbs/cli.ipynb #5aae6a4e
+# %% ../nbs/cli.ipynb #9d25758b
 def resumed_settings(
     run:Path,            # Folder of the run
     overrides:list[str], # What is to change
@@ -203,7 +197,7 @@ def follow(
         except (OSError, json.JSONDecodeError): continue
         report(latest["done"], latest["total"], latest["what"])
 
-# %% ../nbs/cli.ipynb #d72c756b
+# %% ../nbs/cli.ipynb #752116bb
 def execute_run(
     root:Path, # The checkout
     run:Path,  # Folder of the run, with its settings
@@ -228,7 +222,7 @@ def execute_run(
             ended.set()
             follower.join()
 
-# %% ../nbs/cli.ipynb #f3320c8f
+# %% ../nbs/cli.ipynb #8be06c0d
 def percent(
     metrics:dict, # From `evaluate`
 )->str:           # 98.11 % (95.7 to 99.2), 260 of 265
@@ -246,7 +240,7 @@ def run_rows(
     rows = [(f"accuracy on {split}{kind}", percent(metrics[split])) for split in ("valid", "test") if split in metrics]
     return [*rows, ("started from", metrics["weights"]), ("minutes of training", f"{metrics['minutes']:.1f}"), ("executed notebook", place/"train.ipynb"), ("figures", place/"figures"), ("metrics", place/"metrics.json"), ("bundle", place/"bundle")]
 
-# %% ../nbs/cli.ipynb #eb044cc2
+# %% ../nbs/cli.ipynb #be02d37f
 @app.command()
 @one_line_errors
 def train(
@@ -273,7 +267,7 @@ def train(
     print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
     typer.echo(f"next: card-classifier predict --bundle {run.name} PHOTO.jpg, or card-classifier evaluate {run.name}")
 
-# %% ../nbs/cli.ipynb #583635d4
+# %% ../nbs/cli.ipynb #9d8cf928
 def example_rows(
     run:Path, # Folder of a finished run
 )->list[tuple]: # (what, value)
@@ -283,11 +277,11 @@ def example_rows(
     return [(f"{picture.name}", f"{prediction.card} ({100*prediction.probability:.1f} %)")
         for picture in sorted((run/"examples").glob("*.jpg"))[:1] for prediction in [predictor.predict(picture)]]
 
-# %% ../nbs/cli.ipynb #5eb6edf5
+# %% ../nbs/cli.ipynb #3faa0482
 def evaluation_shards(
     wanted:str,    # A folder of shards; empty: find them
     checksum:str,  # Of the data that the bundle was made with
-)->"ShardFolder":  # Open
+)->ShardFolder:  # Open
     "The shards to evaluate on: those named, else those that the bundle was made with, else data/. Raises `CommandError` if there are none."
     if wanted:
         shards = shards_at(Path(wanted))
@@ -330,7 +324,7 @@ def evaluate_command(
     if shards.checksum != info.data.get("checksum"): typer.echo("note: these are not the data that the bundle was made with")
     typer.echo(f"written: {folder/'metrics.json'}")
 
-# %% ../nbs/cli.ipynb #121600d6
+# %% ../nbs/cli.ipynb #d6fbf482
 @app.command()
 @one_line_errors
 def export(
@@ -346,7 +340,7 @@ def export(
     typer.echo(f"{info.name} ({info.architecture}, {info.input_size} px) is now in {target}")
     typer.echo(f"next: card-classifier predict {f'--bundle {target} ' if to else ''}PHOTO.jpg")
 
-# %% ../nbs/cli.ipynb #35c51f0f
+# %% ../nbs/cli.ipynb #c61da8d3
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"})
 
 def photos(
@@ -361,7 +355,7 @@ def photos(
         inside = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
         yield from inside or [name]
 
-# %% ../nbs/cli.ipynb #d6ea48dc
+# %% ../nbs/cli.ipynb #3eb06183
 def answer(
     predictor,  # A `Predictor`
     name:str,   # File, or `-`
@@ -387,7 +381,7 @@ def prediction_row(
     name = f"{Card.parse(found['card']).short_name}  {found['card']}"
     return (found["file"], f"no card? ({name})" if found["is_rejected"] else name, f"{100*found['probability']:.1f} %", found["rejection_reason"] if found["is_rejected"] else others)
 
-# %% ../nbs/cli.ipynb #066c446c
+# %% ../nbs/cli.ipynb #26362511
 @app.command()
 @one_line_errors
 def predict(
@@ -410,7 +404,7 @@ def predict(
         typer.echo(f"{n_failed} of {len(answers)} could not be read", err=True)
         raise typer.Exit(min(n_failed, 100))
 
-# %% ../nbs/cli.ipynb #ed93c0b2
+# %% ../nbs/cli.ipynb #17ecb9c4
 @app.command()
 def version():
     "Prints the version of the package."

@@ -7,7 +7,7 @@ __all__ = ['deck_name', 'ready_shards', 'CachedImages', 'cache_file', 'cache_ima
            'random_colour_matrices', 'recolour', 'cover', 'augment', 'contact_sheet', 'as_uint8', 'CardLoader',
            'make_dataloaders', 'seed_everything']
 
-# %% ../../nbs/data/04_loaders.ipynb #93d680cb
+# %% ../../nbs/data/04_loaders.ipynb #0bcec864
 import hashlib
 import math
 import os
@@ -21,6 +21,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import TensorCategory, TensorImage
+from PIL import Image
 from torch.nn.functional import affine_grid, grid_sample
 
 from ..bundle import prepare_image
@@ -30,7 +31,7 @@ from . import deck
 from .shards import Sample, ShardFolder, open_shards, prepare
 from .source import Progress, find_source, scan_folder
 
-# %% ../../nbs/data/04_loaders.ipynb #017a591c
+# %% ../../nbs/data/04_loaders.ipynb #70626da9
 def deck_name(
     settings:DataSettings, # Amounts, size and seed
 )->str:                    # For instance deck-6f0c2a91
@@ -50,14 +51,15 @@ def ready_shards(
         folder = Path(settings.folder) if settings.folder else root/"outputs"/"decks"/name
         if (folder/"dataset.json").exists(): return open_shards(folder)
         amounts = {"train": settings.deck_train, "valid": settings.deck_valid, "test": settings.deck_test}
-        raw = deck.render_data_set(root/"outputs"/"raw"/name, amounts, seed=settings.deck_seed, size=settings.deck_size, progress=progress and (lambda done, total, *_: progress(done, total, "rendering decks")))
+        n_workers = min(4, os.cpu_count() or 1)
+        raw = deck.render_data_set(root/"outputs"/"raw"/name, amounts, seed=settings.deck_seed, size=settings.deck_size, n_workers=n_workers, progress=progress and (lambda done, total, *_: progress(done, total, "rendering decks")))
         return prepare(scan_folder(raw), folder, progress=progress)
     folder = Path(settings.folder) if settings.folder else root/"data"
     if (folder/"dataset.json").exists(): return open_shards(folder)
     data_set = find_source(None if settings.source == "auto" else settings.source, root/"outputs"/"raw", progress)
     return prepare(data_set, folder, progress=progress)
 
-# %% ../../nbs/data/04_loaders.ipynb #60ad7dd5
+# %% ../../nbs/data/04_loaders.ipynb #685fcec1
 @dataclass(frozen=True)
 class CachedImages:
     "Images of one split, decoded to one size."
@@ -82,7 +84,7 @@ def cache_file(
     content = hashlib.sha256("\n".join([checksum, str(size), *(sample.path for sample in samples)]).encode()).hexdigest()
     return Path(folder)/f"{content[:16]}-{size}.npy"
 
-# %% ../../nbs/data/04_loaders.ipynb #0736463b
+# %% ../../nbs/data/04_loaders.ipynb #4f1f06d8
 def cache_images(
     shards:ShardFolder,      # Where the images lie
     split:str,               # train, valid or test
@@ -109,7 +111,7 @@ def cache_images(
     targets = np.array([sample.class_index for sample in samples], dtype=np.int64)
     return CachedImages(np.load(file, mmap_mode="r"), targets, tuple(sample.path for sample in samples))
 
-# %% ../../nbs/data/04_loaders.ipynb #30fac661
+# %% ../../nbs/data/04_loaders.ipynb #f39e7acf
 def uniform(
     n:int,                # How many
     largest:float,        # Half width
@@ -136,7 +138,7 @@ def random_homographies(
     matrices[:, 2, 2] = 1
     return matrices
 
-# %% ../../nbs/data/04_loaders.ipynb #66093e06
+# %% ../../nbs/data/04_loaders.ipynb #508854d2
 def warp(
     images:torch.Tensor,       # Float, shape (n, 3, h, w)
     homographies:torch.Tensor, # Shape (n, 3, 3), output place -> input place
@@ -149,7 +151,7 @@ def warp(
     grid = (homogeneous[..., :2]/homogeneous[..., 2:]).view(n, height, width, 2)
     return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-# %% ../../nbs/data/04_loaders.ipynb #216d8931
+# %% ../../nbs/data/04_loaders.ipynb #44c53f09
 def random_colour_matrices(
     n:int,                   # How many images
     settings:AugmentSettings,# How far
@@ -176,7 +178,7 @@ def recolour(
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
     return (changed - mean)*contrast.view(n, 1, 1, 1) + mean
 
-# %% ../../nbs/data/04_loaders.ipynb #60b7fd23
+# %% ../../nbs/data/04_loaders.ipynb #2af9fbcc
 def cover(
     images:torch.Tensor,  # Float, shape (n, 3, h, w), changed in place
     share:float,          # Share of the images that lose a rectangle
@@ -205,14 +207,13 @@ def augment(
         images = images + torch.randn_like(images)*(torch.rand(n, 1, 1, 1, device=device)*settings.noise)
     return images.clamp(0, 1)
 
-# %% ../../nbs/data/04_loaders.ipynb #401a6925
+# %% ../../nbs/data/04_loaders.ipynb #77f06a87
 def contact_sheet(
     images:np.ndarray, # uint8, shape (n, h, w, 3)
     columns:int=10,    # Pictures a row
     gap:int=4,         # Pixels between pictures
-)->"PIL.Image.Image":  # One picture; the last row is filled up with white
+)->Image.Image:  # One picture; the last row is filled up with white
     "Many images as one picture."
-    from PIL import Image
     height, width = images.shape[1:3]
     rows = -(-len(images)//columns)
     sheet = Image.new("RGB", (columns*(width + gap) - gap, rows*(height + gap) - gap), "white")
@@ -226,7 +227,7 @@ def as_uint8(
     "Tensors as pictures."
     return (images.clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-# %% ../../nbs/data/04_loaders.ipynb #229077ea
+# %% ../../nbs/data/04_loaders.ipynb #68ef75be
 class CardLoader(DataLoader):
     "Whole batches from cached images; varied when `settings` are given."
 
@@ -265,7 +266,7 @@ class CardLoader(DataLoader):
         "Where the images of the latest batch came from."
         return [self.cached.paths[index] for index in self.latest]
 
-# %% ../../nbs/data/04_loaders.ipynb #0a9b3b78
+# %% ../../nbs/data/04_loaders.ipynb #7b908b69
 def make_dataloaders(
     train:CachedImages,       # Training images
     valid:CachedImages,       # Validation images, maybe of another size
@@ -283,7 +284,7 @@ def make_dataloaders(
     loaders.vocab = list(CLASS_NAMES)
     return loaders
 
-# %% ../../nbs/data/04_loaders.ipynb #070abb6d
+# %% ../../nbs/data/04_loaders.ipynb #13d7f7fc
 def seed_everything(
     seed:int,                       # Any number
     loader:DataLoader|None=None,    # Whose order is to start anew

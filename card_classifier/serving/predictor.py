@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def open_session(
     model:Path,    # The ONNX file
     size:int,      # Input size that the bundle states
     n_threads:int, # Threads for one run, at least 1
-)->"onnxruntime.InferenceSession": # Ready to run
+)->Any: # An onnxruntime InferenceSession, Ready to run
     "Loads a network. Raises `BundleError` if it is not one of ours."
     import onnxruntime # Here, because reading predictions and their types must not cost the start of the engine
     options = onnxruntime.SessionOptions()

@@ -18,15 +18,13 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ..bundle import softmax
 from ..cards import CARDS, CLASS_NAMES, Card, Rank, Suit
 
-if TYPE_CHECKING: from matplotlib.axes import Axes
-if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% ../../nbs/training/02_evaluate.ipynb #5d705534
 def wilson_interval(
@@ -348,13 +346,13 @@ DOTS_PER_INCH = 80
 def new_figure(
     width:float,  # Inches
     height:float, # Inches
-)->"Figure":      # Without axes
+)->Any:      # A matplotlib Figure: without axes
     "An empty figure that no global state of matplotlib holds on to."
     from matplotlib.figure import Figure
     return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
 
 def tidy(
-    axis:"Axes", # Changed in place
+    axis:Any, # Matplotlib Axes, Changed in place
     title:str,   # Stands above it, to the left
 )->None:
     "No box, a light grid behind the data, a title on the left."
@@ -374,7 +372,7 @@ def error_bars(
 # %% ../../nbs/training/02_evaluate.ipynb #f4dedf40
 def plot_reliability(
     metrics:dict, # As `evaluate` returns it
-)->"Figure":      # Two axes, one above the other
+)->Any:      # A matplotlib Figure: two axes, one above the other
     "Accuracy over stated confidence, and how often each confidence was stated; Guo et al. 2017, figure 1."
     bins = [one for one in metrics["calibration"] if one["n"]]
     centre = np.array([(one["low"] + one["high"]) / 2 for one in bins])
@@ -398,7 +396,7 @@ def plot_reliability(
 DECK_ORDER = tuple(sorted(CARDS, key=lambda card: (SUIT_NAMES.index(suit_name(card)), RANK_NAMES.index(rank_name(card)))))
 
 def label_cards(
-    axis:"Axes",      # Changed in place
+    axis:Any,      # Matplotlib Axes, Changed in place
     direction:str,    # x or y
     size:float=6.5,   # Points
 )->None:
@@ -413,7 +411,7 @@ def label_cards(
 
 def plot_confusion(
     metrics:dict, # As `evaluate` returns it
-)->"Figure":      # One axis, 53 x 53
+)->Any:      # A matplotlib Figure: one axis, 53 x 53
     "What was taken for what, in the order of a sorted deck."
     order = [card.index for card in DECK_ORDER]
     counts = np.array(metrics["confusion"])[np.ix_(order, order)]
@@ -434,7 +432,7 @@ def plot_confusion(
 
 # %% ../../nbs/training/02_evaluate.ipynb #cda74ce8
 def plot_rows(
-    axis:"Axes",      # Changed in place
+    axis:Any,      # Matplotlib Axes, Changed in place
     rows:list[dict],  # From `class_rows` or `part_rows`
     title:str,        # Stands above
 )->None:
@@ -451,7 +449,7 @@ def plot_rows(
 
 def plot_per_class(
     metrics:dict, # As `evaluate` returns it
-)->"Figure":      # Three axes: classes above, ranks and suits below
+)->Any:      # A matplotlib Figure: three axes: classes above, ranks and suits below
     "Accuracy with its interval by class, by rank and by suit."
     figure = new_figure(11, 5.6)
     above, below = figure.subfigures(2, 1)
@@ -469,7 +467,7 @@ def plot_mistakes(
     mistakes:list[dict],         # From `evaluate`, as many as are to be shown
     images:Sequence[np.ndarray], # The image of each, uint8 (height, width, 3)
     n_columns:int=6,             # Pictures side by side
-)->"Figure":                     # One axis a mistake; a line of text if there is none
+)->Any:                     # A matplotlib Figure: one axis a mistake; a line of text if there is none
     "Wrongly answered images: truth → answer, with its probability."
     if len(mistakes) != len(images): raise ValueError(f"there are {len(images)} images for {len(mistakes)} mistakes")
     n_rows = max(1, -(-len(mistakes) // n_columns))

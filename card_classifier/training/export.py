@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from ..cards import CARDS
 from ..config import is_checkout
 from .evaluate import choose_rejection_threshold, fit_temperature
 
-if TYPE_CHECKING: from onnx import GraphProto, ModelProto
 
 # %% ../../nbs/training/03_export.ipynb #8e432156
 class ExportError(ValueError):
@@ -56,7 +55,7 @@ OPSET = 18
 INPUT, OUTPUT = "images", "logits"
 
 def strip_notes(
-    graph:"GraphProto", # Changed in place
+    graph:Any,          # An onnx GraphProto, Changed in place
 )->None:
     "Removes everything from a graph that doesn't change what it computes: stack traces, doc strings, intermediate shapes."
     del graph.value_info[:], graph.metadata_props[:]
@@ -71,7 +70,7 @@ def strip_notes(
                 if inner.node: strip_notes(inner)
 
 def check_onnx(
-    model:"ModelProto", # About to be written
+    model:Any,          # An onnx ModelProto, About to be written
     input_size:int,     # Side of its images in pixels
 )->None:
     "Raises `ExportError` unless the model is valid, in one piece, and takes and gives what the bundle promises."
