@@ -44,12 +44,12 @@ export-check: setup ## Fail when card_classifier/ differs from what the notebook
 contracts: setup ## Which layer may import which
 	lint-imports
 
-notebooks: setup ## Run every notebook that is a module, measuring coverage
-	rm -f .coverage .coverage.*
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml nbdev_test --n_workers 2 --timing --do_print
+notebooks: setup ## Run every notebook that is a module
+	nbdev_test --n_workers 2 --timing --do_print
 
 pytest: setup ## What a notebook cannot test: processes, faults, fresh installs
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml coverage run --parallel-mode -m pytest
+	rm -f .coverage .coverage.*
+	coverage run --parallel-mode -m pytest
 
 coverage: setup ## Coverage of the exported package, notebooks and pytest together
 	coverage combine --quiet
