@@ -106,7 +106,7 @@ def write_report(results: dict) -> None:
     save(plot_curves(runs), "learning-curves")
     for name, figure in {"confusion": plot_confusion(test), "per-class": plot_per_class(test), "reliability": plot_reliability(test)}.items():
         save(figure, name)
-    chosen = [[run["arch"], size_of(run), f"{run['settings']['evaluation.size']} px", percent_with_interval(run["valid"]), f"{run['valid']['nll']:.3f}", f"{run['minutes']:.0f}", f"{run['bundle_mb']:.1f} MB"] for run in runs]
+    chosen = [[run["arch"], f"{run['data']['counts']['train']:,}", size_of(run), f"{run['settings']['evaluation.size']} px", percent_with_interval(run["valid"]), f"{run['valid']['nll']:.3f}", f"{run['minutes']:.0f}", f"{run['bundle_mb']:.1f} MB"] for run in runs]
     measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
         for label, figures in (("test, as published", test), ("test, without leaking images", without), ("valid, as published", released["valid"]), ("valid, without leaking images", released["valid"]["without_leaking"])) if figures]
     mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %"] for mistake in test["mistakes"]]
@@ -116,7 +116,7 @@ def write_report(results: dict) -> None:
     filled = text.format(
         arch=released["arch"], machine=released["machine"], minutes=f"{released['minutes']:.0f}", precision=released["precision"], weights=released["weights"], memory=f"{released['peak_memory_gb']:.1f}",
         n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
-        runs=table(["network", "epochs", "judged at", "accuracy on valid (95 % interval)", "NLL on valid", "minutes", "bundle"], chosen),
+        runs=table(["network", "training images", "epochs", "judged at", "accuracy on valid (95 % interval)", "NLL on valid", "minutes", "bundle"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
         mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.",
         temperature=f"{released['temperature']:.3f}", threshold=f"{released['rejection_threshold']:.3f}",
