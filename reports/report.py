@@ -57,7 +57,8 @@ def keep_record(run: Path) -> None:
         if cell.cell_type == "code":
             cell.execution_count = None
             for output in cell.outputs:
-                output.pop("execution_count", None)
+                if output.output_type == "execute_result":
+                    output.execution_count = None
     notebook.cells = kept
     nbformat.write(notebook, checkout() / "nbs" / "runs" / "real_run.ipynb")
 
