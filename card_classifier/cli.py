@@ -249,8 +249,8 @@ def train(
     resume:Annotated[str, typer.Option(help="Go on with this run: its name, a part of it, or latest")] = "",
 ):
     "Trains, evaluates and exports a network: executes nbs/runs/train.ipynb with papermill."
-    from filelock import FileLock, Timeout
     root, overrides = checkout(), list(overrides or [])
+    from filelock import FileLock, Timeout
     settings = resumed_settings(found := find_run(root/"outputs", resume), overrides) if resume else compose(experiment, overrides)
     from card_classifier.training.model import check_arch
     check_arch(settings.model.arch)
