@@ -1601,9 +1601,11 @@ def read_marker(folder:Path, parameters:dict)->dict|None:
     "What a folder says it holds, None for a new one. Raises DeckError if that is anything but a data set of these parameters."
     marker = folder/DATA_SET_FILE
     if not marker.exists():
-        if folder.exists() and any(folder.iterdir()):
+        there = {path.name for path in folder.iterdir() if path.suffix != ".part"} if folder.exists() else set()
+        if not there:
+            return None
+        if DATA_SET_FILE not in there: # Another call may have written it since
             raise DeckError(f"{folder} is not empty and holds no rendered data set: choose another folder")
-        return None
     try:
         found = json.loads(marker.read_text())
         is_same = {name: found[name] for name in parameters} == parameters
