@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -1655,8 +1656,9 @@ def render_data_set(
             progress(done*len(CARDS), len(tasks)*len(CARDS))
     write_whole(folder, folder/"cards.csv", table_of_files(counts).encode())
     for part in folder.glob("*.part"): # Of a call that was killed; a young one may be another call's that runs now
-        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError): # which may just have finished with it
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink()
     mark(is_complete=True)
     return folder
 
