@@ -65,7 +65,9 @@ def progress_bars()->Iterator[Callable[[int, int, str], None]]:
     bars:dict[str, int] = {}
     with Progress(*columns, console=Console(file=sys.stderr, force_jupyter=False)) as progress:
         def report(done:int, total:int, what:str)->None:
-            if what not in bars: bars[what] = progress.add_task(what, total=total)
+            if what not in bars:
+                for earlier in progress.tasks: progress.update(earlier.id, completed=earlier.total)  # one stage follows the other
+                bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done, total=total)
         yield report
 
