@@ -15,7 +15,7 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-serve, train, dev = (requirements(f"{extra}_requirements") for extra in ("serve", "train", "dev"))
+serve, parquet, train, dev = (requirements(f"{extra}_requirements") for extra in ("serve", "parquet", "train", "dev"))
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -37,7 +37,7 @@ setup(
     package_data={"card_classifier": ["released/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"serve": serve, "train": train, "dev": [*train, *serve, *dev]},
+    extras_require={"serve": serve, "parquet": parquet, "train": train, "dev": [*train, *serve, *parquet, *dev]},
     entry_points={"console_scripts": requirements("console_scripts"), "nbdev": ["card_classifier=card_classifier._modidx:d"]},
     zip_safe=False,
 )
