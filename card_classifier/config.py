@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['SETTINGS_FILE', 'SettingsError', 'setting', 'require', 'DataSettings', 'AugmentSettings', 'ModelSettings',
-           'TrainSettings', 'EvaluationSettings', 'TrackingSettings', 'Settings', 'setting_rows', 'is_checkout',
-           'find_checkout', 'checkout', 'check_override', 'experiments', 'as_settings', 'compose', 'save_settings',
-           'load_settings', 'new_run']
+           'TrainSettings', 'EvaluationSettings', 'TrackingSettings', 'ServeSettings', 'Settings', 'setting_rows',
+           'cgroup_cpus', 'available_cpus', 'is_checkout', 'find_checkout', 'checkout', 'check_override', 'experiments',
+           'as_settings', 'compose', 'save_settings', 'load_settings', 'new_run']
 
-# %% ../nbs/01_config.ipynb #a17a685c
+# %% ../nbs/01_config.ipynb #c7f470a4
 import dataclasses
 import difflib
 import itertools
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/01_config.ipynb #ff0890b3
+# %% ../nbs/01_config.ipynb #c0d8bf7b
 class SettingsError(ValueError):
     "A setting has a wrong name or a value that can't work; the message says which, and what would."
 
@@ -36,7 +38,7 @@ def require(
     "Raises `SettingsError` with `message` unless `is_fine`."
     if not is_fine: raise SettingsError(message)
 
-# %% ../nbs/01_config.ipynb #dd99cb5a
+# %% ../nbs/01_config.ipynb #6b68fdf9
 @dataclass
 class DataSettings:
     "Which images a run sees."
@@ -54,7 +56,7 @@ class DataSettings:
             require(getattr(self, name) >= 1, f"data.{name} must be at least 1, got {getattr(self, name)}")
         require(64 <= self.deck_size <= 1024, f"data.deck_size must be between 64 and 1024 pixels, got {self.deck_size}")
 
-# %% ../nbs/01_config.ipynb #3fa088ee
+# %% ../nbs/01_config.ipynb #fd940942
 @dataclass
 class AugmentSettings:
     "How training images are varied; every amount 0 switches its variation off."
@@ -79,7 +81,7 @@ class AugmentSettings:
             require(getattr(self, name) <= 1, f"augment.{name} is a share and must be at most 1, got {getattr(self, name)}")
         require(self.hue <= 30, f"augment.hue must be at most 30 degrees, or red is no longer red; got {self.hue}")
 
-# %% ../nbs/01_config.ipynb #7e40f9df
+# %% ../nbs/01_config.ipynb #259278c0
 @dataclass
 class ModelSettings:
     "Which network."
@@ -91,7 +93,7 @@ class ModelSettings:
         require(bool(self.arch.strip()), "model.arch must name a timm backbone, for instance mobilenetv2_100")
         require(0 <= self.drop_rate < 1, f"model.drop_rate must be at least 0 and below 1, got {self.drop_rate}")
 
-# %% ../nbs/01_config.ipynb #7de4cb08
+# %% ../nbs/01_config.ipynb #d18cfc82
 @dataclass
 class TrainSettings:
     "How the network is trained."
@@ -127,7 +129,7 @@ class TrainSettings:
         require(self.precision in ("auto", "bf16", "fp32"), f"train.precision must be auto, bf16 or fp32, got {self.precision!r}")
         require(self.device in ("auto", "cpu", "cuda"), f"train.device must be auto, cpu or cuda, got {self.device!r}")
 
-# %% ../nbs/01_config.ipynb #8a95b6cd
+# %% ../nbs/01_config.ipynb #f473c0fe
 @dataclass
 class EvaluationSettings:
     "How a trained network is judged."
@@ -147,7 +149,42 @@ class TrackingSettings:
         allowed = ("auto", "offline", "online", "disabled")
         require(self.wandb in allowed, f"tracking.wandb must be one of {', '.join(allowed)}, got {self.wandb!r}")
 
-# %% ../nbs/01_config.ipynb #3a61c2d3
+# %% ../nbs/01_config.ipynb #549f990d
+@dataclass
+class ServeSettings:
+    "How the model is served, and what the service refuses."
+    host:str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network this machine is on")
+    port:int = setting(8000, "Port to listen on; 0 takes a free one")
+    workers:int = setting(0, "Worker processes; 0: as many as there are CPUs")
+    threads:int = setting(1, "Threads of the network in each worker")
+    engine:str = setting("openvino", "Inference engine: openvino or onnxruntime")
+    bundle:str = setting("", "Folder of the bundle, watched for a new one; empty: the released bundle")
+    database:str = setting("sqlite:///records.sqlite", "Where answers are recorded: sqlite:///FILE, postgresql://…, or none")
+    keep_images:bool = setting(False, "Also record the images themselves")
+    has_api:bool = setting(True, "Offer the API under /v1")
+    has_demo:bool = setting(True, "Offer the demo page at /")
+    max_body:int = setting(20_000_000, "Largest request body in bytes")
+    max_pixels:int = setting(64_000_000, "Largest image in pixels")
+    max_files:int = setting(32, "Most files in one request")
+    max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are sent away")
+    body_seconds:float = setting(15.0, "Longest time that a request may take to arrive, in seconds")
+    grace_seconds:float = setting(10.0, "Longest time to finish what was accepted when the service is stopped, in seconds")
+    watch_seconds:float = setting(2.0, "How often the bundle's folder is looked at, in seconds; 0: only on SIGHUP")
+    cors_origins:str = setting("", "Web pages that may call the API, separated by commas; empty: none")
+    logs:str = setting("auto", "auto (readable on a terminal, else JSON), readable or json")
+
+    def __post_init__(self):
+        for name in ("max_body", "max_pixels", "max_files", "max_waiting", "threads"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("body_seconds", "grace_seconds"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("workers", "watch_seconds"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(0 <= self.port <= 65535, f"port must be from 0 to 65535, got {self.port}")
+        require(self.logs in ("auto", "readable", "json"), f"logs must be auto, readable or json, got {self.logs!r}")
+        require(self.has_api or self.has_demo, "a service needs the API or the demo")
+
+# %% ../nbs/01_config.ipynb #3ae044a0
 @dataclass
 class Settings:
     "All settings of a run."
@@ -158,7 +195,7 @@ class Settings:
     evaluation:EvaluationSettings = field(default_factory=EvaluationSettings)
     tracking:TrackingSettings = field(default_factory=TrackingSettings)
 
-# %% ../nbs/01_config.ipynb #d8e13122
+# %% ../nbs/01_config.ipynb #e5035f5e
 def setting_rows(
     settings:Settings|None=None, # Whose values to show; None: the defaults
 )->list[tuple[str, Any, str]]:   # (dotted name, value, explanation), in order
@@ -170,7 +207,23 @@ def setting_rows(
         for one in dataclasses.fields(getattr(settings, group.name))
     ]
 
-# %% ../nbs/01_config.ipynb #85df6294
+# %% ../nbs/01_config.ipynb #2839cdef
+def cgroup_cpus(
+    folder:Path=Path("/sys/fs/cgroup"), # Where control groups are mounted
+)->float:                               # CPUs' worth of time; infinite without a limit
+    "The CPU time that this process' control group allows, in CPUs."
+    def numbers(name:str)->list[float]:
+        try: return [math.inf if word in ("max", "-1") else float(word) for word in (folder/name).read_text(encoding="ascii").split()]
+        except (OSError, ValueError): return []
+    limit = numbers("cpu.max") or numbers("cpu/cpu.cfs_quota_us") + numbers("cpu/cpu.cfs_period_us")  # version 2, else 1
+    return limit[0]/limit[1] if len(limit) == 2 and limit[1] > 0 else math.inf
+
+def available_cpus()->int:
+    "CPUs that this process may really use, at least 1: those it is tied to, and no more than its control group pays for."
+    tied = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(tied, math.ceil(min(cgroup_cpus(), 1e6))))
+
+# %% ../nbs/01_config.ipynb #40fef364
 def is_checkout(folder:Path)->bool:
     "Whether `folder` is a checkout of this project: it holds the experiments and the training notebook."
     return (folder/"configs").is_dir() and (folder/"nbs"/"runs"/"train.ipynb").is_file()
@@ -191,7 +244,7 @@ def checkout(
     require(found is not None, "this needs a checkout of the repository: git clone it, then run make run inside (predict and evaluate work without one)")
     return found
 
-# %% ../nbs/01_config.ipynb #6dd63922
+# %% ../nbs/01_config.ipynb #926f0925
 def check_override(
     override:str, # One override as typed: `train.epochs=12`
 )->None:
@@ -209,7 +262,7 @@ def experiments(
     "The experiments there are."
     return sorted(path.stem for path in Path(configs or checkout()/"configs").glob("*.yaml"))
 
-# %% ../nbs/01_config.ipynb #3c70caf5
+# %% ../nbs/01_config.ipynb #a5fb7e1f
 def as_settings(
     values:dict, # Nested dictionary as stored with a run; what it leaves out has its default
 )->Settings:     # Typed and checked
@@ -246,7 +299,7 @@ def compose(
         raise SettingsError(f"experiment {experiment!r} can't be composed: {' '.join(str(cause).split())}") from None
     return as_settings(OmegaConf.to_container(composed))
 
-# %% ../nbs/01_config.ipynb #322570d3
+# %% ../nbs/01_config.ipynb #e2bf4b76
 SETTINGS_FILE = "settings.yaml"
 
 def save_settings(
