@@ -10,7 +10,7 @@ from conftest import colour_picture
 
 COMMAND = [str(Path(sys.executable).with_name("card-classifier"))]
 KEYS = {"file", "card", "probability", "top", "is_rejected", "rejection_reason", "model_version", "milliseconds", "error"}
-HEAVY = {"torch", "fastai", "timm", "gradio", "wandb", "pandas", "matplotlib", "onnxruntime", "hydra", "papermill"}
+HEAVY = {"torch", "fastai", "timm", "gradio", "wandb", "pandas", "matplotlib", "openvino", "onnxruntime", "hydra", "papermill"}
 
 
 def run(*arguments, folder=None, stdin=b""):
