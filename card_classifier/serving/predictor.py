@@ -7,7 +7,7 @@ __all__ = ['INPUT_NAME', 'OUTPUT_NAME', 'ENGINES', 'Network', 'BATCH_SIZE', 'Pre
            'check_ports', 'open_openvino', 'open_onnxruntime', 'open_network', 'Predictor', 'prepare_timed', 'Examined',
            'examine']
 
-# %% ../../nbs/serving/01_predictor.ipynb #03a6d4fc
+# %% ../../nbs/serving/01_predictor.ipynb #8bc63b3d
 import itertools
 import threading
 import time
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from card_classifier.bundle import (
+    MAX_PIXELS,
     MODEL_FILE,
     BundleError,
     BundleInfo,
@@ -31,7 +32,7 @@ from card_classifier.bundle import (
 )
 from ..cards import CARDS, Card
 
-# %% ../../nbs/serving/01_predictor.ipynb #71e4d31e
+# %% ../../nbs/serving/01_predictor.ipynb #24e25fb0
 @dataclass(frozen=True)
 class Prediction:
     "What the network says about one image."
@@ -61,7 +62,7 @@ class Prediction:
     def _repr_html_(self)->str:
         return prediction_html(self)
 
-# %% ../../nbs/serving/01_predictor.ipynb #de9721fe
+# %% ../../nbs/serving/01_predictor.ipynb #b0d390f4
 def prediction_html(
     prediction:Prediction, # What to show
 )->str:                    # A few hundred bytes of HTML with inline styles
@@ -76,7 +77,7 @@ def prediction_html(
     return (f'<div style="display:flex; gap:1em; align-items:center"><div style="font-size:2em">{prediction.card._repr_html_()}</div>'
             f"<div>{note}<table>{rows}</table></div></div>")
 
-# %% ../../nbs/serving/01_predictor.ipynb #d11d290c
+# %% ../../nbs/serving/01_predictor.ipynb #83c60f13
 def make_prediction(
     logits:np.ndarray,            # One image's, shape (53,)
     info:BundleInfo,              # Of the bundle that gave them
@@ -92,7 +93,7 @@ def make_prediction(
     reason = f"no card is clear enough, the likeliest has {probability:.1%} and {info.rejection_threshold:.1%} is asked for" if is_rejected else None
     return Prediction(card, probability, top, is_rejected, reason, info.model_version, milliseconds)
 
-# %% ../../nbs/serving/01_predictor.ipynb #82fa16e8
+# %% ../../nbs/serving/01_predictor.ipynb #ccd1a488
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 ENGINES = ("openvino", "onnxruntime")
 Network = Callable[[np.ndarray], np.ndarray] # uint8 (n, size, size, 3) to float32 (n, 53); any number of threads may call it
@@ -143,7 +144,7 @@ def open_onnxruntime(
     check_ports(model, [(node.name, types.get(node.type, node.type), list(node.shape[1:])) for node in (*session.get_inputs(), *session.get_outputs())], size)
     return lambda images: session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
 
-# %% ../../nbs/serving/01_predictor.ipynb #97cb7fd7
+# %% ../../nbs/serving/01_predictor.ipynb #95c1c2df
 def open_network(
     model:Path,            # The ONNX file
     size:int,              # Input size that the bundle states
@@ -162,7 +163,7 @@ def open_network(
     except Exception as error: # The engines' exceptions share no base class
         raise BundleError(f"{model} can't be loaded by {engine}: export the model again ({' '.join(str(error).split())})") from error
 
-# %% ../../nbs/serving/01_predictor.ipynb #6902439f
+# %% ../../nbs/serving/01_predictor.ipynb #b45bf18d
 BATCH_SIZE = 32 # Images that go through the network together; more brings no speed on a CPU and takes memory
 
 class Predictor:
@@ -172,11 +173,12 @@ class Predictor:
         bundle:str|Path|None=None, # Folder of a bundle; None for the one that came with the package
         n_threads:int=1,           # Threads for one run of the network
         engine:str=ENGINES[0],     # One of `ENGINES`
+        max_pixels:int=MAX_PIXELS, # Largest image in pixels; a larger one is refused
     ):
         "Loads and verifies a bundle. Raises `BundleError` if it can't be used."
         if not isinstance(n_threads, int) or n_threads < 1:
             raise ValueError(f"n_threads must be a whole number of at least 1, got {n_threads!r}")
-        self.folder = Path(released_bundle() if bundle is None else bundle)
+        self.folder, self.max_pixels = Path(released_bundle() if bundle is None else bundle), max_pixels
         self.info = read_bundle(self.folder)
         self.network = open_network(self.folder / MODEL_FILE, self.info.input_size, n_threads, engine)
 
@@ -216,14 +218,15 @@ class Predictor:
         chunks = iter(lambda: list(itertools.islice(remaining, BATCH_SIZE)), [])
         return [one if isinstance(one, ImageError) else one.prediction for chunk in chunks for one in examine(self, chunk, top_k)]
 
-# %% ../../nbs/serving/01_predictor.ipynb #eb8d97ef
+# %% ../../nbs/serving/01_predictor.ipynb #4389a45a
 def prepare_timed(
     source:ImageSource, # Of one image
     size:int,           # Input size of the network
+    max_pixels:int=MAX_PIXELS, # Largest number of pixels to decode
 )->tuple[np.ndarray, dict[str, float]]: # uint8 (size, size, 3), and milliseconds by stage
     "What `prepare_image` does, with a stopwatch."
     start = time.perf_counter()
-    decoded = decode_image(source, target=size)
+    decoded = decode_image(source, max_pixels, target=size)
     middle = time.perf_counter()
     image = resize_image(decoded, size)
     return image, {"decode": 1000 * (middle - start), "resize": 1000 * (time.perf_counter() - middle)}
@@ -246,7 +249,7 @@ def examine(
     prepared = []
     for source in sources:
         try:
-            prepared.append(prepare_timed(source, predictor.info.input_size))
+            prepared.append(prepare_timed(source, predictor.info.input_size, predictor.max_pixels))
         except ImageError as error:
             prepared.append(error)
     images = [item[0] for item in prepared if not isinstance(item, ImageError)]
