@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
 PASSWORD = "s3cret-of-the-test"
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin")
 
@@ -34,7 +36,7 @@ class Postgres:
 
     def __init__(self, programs: Path, folder: Path):
         self.programs, self.folder, self.port = programs, folder, free_port()
-        self.user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}  # it refuses to run as root
+        self.user = {"user": "postgres", "group": "postgres", "extra_groups": []} if hasattr(os, "getuid") and os.getuid() == 0 else {}  # it refuses to run as root
         (folder / "password").write_text(PASSWORD, encoding="utf-8")
         if self.user:
             shutil.chown(folder, "postgres", "postgres")
@@ -57,6 +59,11 @@ class Postgres:
     def stop(self, mode: str = "fast") -> None:
         "Stops it: `fast` tells its clients, `immediate` is a crash."
         self.call("pg_ctl", "--pgdata", "data", "--mode", mode, "--wait", "stop")
+
+    def execute(self, statement: str) -> None:
+        "Runs one SQL statement as the server's owner."
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(statement)
 
     def url(self, database: str = "postgres", password: str = PASSWORD) -> str:
         "Where to find it."

@@ -11,7 +11,7 @@ __all__ = ['NO_CARD', 'BATCH_RECORDS', 'BATCH_BYTES', 'WAITING_BYTES', 'WAITING_
            'export_row', 'csv_writer', 'parquet_writer', 'export_records', 'copy_rows', 'RemovedRecords',
            'apply_retention', 'remove_older']
 
-# %% ../../nbs/serving/02_records.ipynb #edd2745c
+# %% ../../nbs/serving/02_records.ipynb #cfff52bf
 import csv
 import json
 import logging
@@ -59,7 +59,7 @@ from card_classifier.serving.database import (
     unpack_logits,
 )
 
-# %% ../../nbs/serving/02_records.ipynb #3ae56abe
+# %% ../../nbs/serving/02_records.ipynb #4da4ce2e
 def prediction_row(
     record:Record, # What happened
 )->dict[str, Any]: # By column
@@ -72,7 +72,7 @@ def prediction_row(
         "is_rejected": record.is_rejected, "rejection_reason": record.rejection_reason, "milliseconds": record.milliseconds,
     }
 
-# %% ../../nbs/serving/02_records.ipynb #6148719d
+# %% ../../nbs/serving/02_records.ipynb #9416b4a0
 class Statements(NamedTuple):
     "What is written, in the words of one database."
     prediction:sa.Insert
@@ -91,9 +91,9 @@ def statements(
     return Statements(
         insert(predictions).on_conflict_do_nothing(),
         insert(images).on_conflict_do_nothing(),
-        said.on_conflict_do_update(index_elements=["request_id", "index"], set_={"card": said.excluded.card, "time": said.excluded.time}))
+        said.on_conflict_do_update(index_elements=["request_id", "index"], set_={"card": said.excluded.card, "time": said.excluded.time}).execution_options(preserve_rowcount=True))
 
-# %% ../../nbs/serving/02_records.ipynb #0943a466
+# %% ../../nbs/serving/02_records.ipynb #4fc72686
 def is_fault_of_data(
     error:Exception, # Raised while writing
 )->bool:             # False: the database is at fault
@@ -127,18 +127,19 @@ def write_records(
     half = len(records) // 2
     return write_records(connection, records[:half]) + write_records(connection, records[half:])
 
-# %% ../../nbs/serving/02_records.ipynb #6e042920
+# %% ../../nbs/serving/02_records.ipynb #4f8cbb18
 NO_CARD = "no card"
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Feedback:
     "What somebody said about an answer, on its way to the database."
-    request_id:str # Of the answer
-    index:int      # Which of its images
-    card:str       # A class name or `NO_CARD`
-    time:datetime  # When it was said
-    patience:float # When to stop looking for the answer it is about, on the clock of `time.monotonic`
-    future:Future  # Done when it is committed
+    request_id:str          # Of the answer
+    index:int               # Which of its images
+    card:str                # A class name or `NO_CARD`
+    time:datetime           # When it was said
+    patience:float          # How long to look for the answer it is about, in seconds
+    future:Future           # Done when it is committed
+    since:float|None=None   # When the answer was first looked for, on the clock of `time.monotonic`
 
 def write_feedback(
     connection:sa.Connection,  # Open, and not in a transaction
@@ -151,7 +152,7 @@ def write_feedback(
     with connection.begin():
         return [connection.execute(statement, {"said": one.card, "now": one.time, "id": one.request_id, "place": one.index}).rowcount > 0 for one in said]
 
-# %% ../../nbs/serving/02_records.ipynb #12510a9c
+# %% ../../nbs/serving/02_records.ipynb #b649c549
 BATCH_RECORDS = 200           # Its Python part takes some 5 ms, for so long no other thread can answer
 BATCH_BYTES = 8 * 2**20       # Of images in one transaction
 WAITING_BYTES = 64 * 2**20    # Of images in memory
@@ -275,7 +276,7 @@ class RecordQueue:
         self.answer(list(self.feedback), RecordsAwayError("the service is being stopped: send the feedback again later"))
         return len(jobs)
 
-# %% ../../nbs/serving/02_records.ipynb #744b9c96
+# %% ../../nbs/serving/02_records.ipynb #a3588b50
 FIRST_DELAY, LONGEST_DELAY = .1, 5.0
 SLOW_SECONDS = 5.0 # A write that takes longer counts as trouble
 log = logging.getLogger("card_classifier.records")
@@ -335,9 +336,12 @@ class RecordWriter(threading.Thread):
             log.warning("%d records hold values that the database can't: they are lost", outcomes.count(False))
         is_behind = len(jobs) >= BATCH_RECORDS # Then the answer that feedback is about may still wait
         self.queue.settle(jobs, outcomes)
-        found = write_feedback(self.connection, said)
+        found, now = write_feedback(self.connection, said), time.monotonic()
         self.queue.answer([one for one, is_there in zip(said, found, strict=True) if is_there], None)
-        late = [one for one, is_there in zip(said, found, strict=True) if not is_there and not is_behind and time.monotonic() > one.patience]
+        missing = [one for one, is_there in zip(said, found, strict=True) if not is_there and not is_behind]
+        for one in missing: # From the first look, since a database that was locked was locked for the process that answered, too
+            one.since = one.since or now
+        late = [one for one in missing if now - one.since >= one.patience]
         self.queue.answer(late, UnknownRequestError("no answer is recorded under this request id and index: they are in the answer to the request"))
         self.recover()
 
@@ -387,9 +391,9 @@ def away_error(
     "What somebody is told whose feedback can't be stored now."
     return RecordsAwayError(f"the database of records can't be written to at the moment ({trouble}): send the feedback again later")
 
-# %% ../../nbs/serving/02_records.ipynb #42d1ab66
+# %% ../../nbs/serving/02_records.ipynb #cf70fee7
 FIRST_TRY_SECONDS = 2.0    # How long the start waits for the database
-LOOK_SECONDS = 1.0         # How long feedback looks for its answer, which another process may be about to write
+LOOK_SECONDS = .5          # How long feedback looks for its answer, which another process may be about to write
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
@@ -458,7 +462,7 @@ class Records:
             raise UnknownRequestError("a request id has 32 hexadecimal digits and an index counts from 0: both are in the answer to the request")
         if self.counts().last_error not in (None, "slow"): # Slow may still be in time
             raise away_error(self.counts().last_error)
-        said = Feedback(request_id, index, card, datetime.now(UTC), time.monotonic() + min(timeout, LOOK_SECONDS), Future())
+        said = Feedback(request_id, index, card, datetime.now(UTC), min(timeout / 2, LOOK_SECONDS), Future())
         if not self.queue.ask(said):
             raise away_error("crowded")
         try:
@@ -495,7 +499,7 @@ class Records:
     def __exit__(self, *_):
         self.close()
 
-# %% ../../nbs/serving/02_records.ipynb #770980c4
+# %% ../../nbs/serving/02_records.ipynb #0ee05bc4
 @contextmanager
 def opened(
     url:str,              # See `database_url`
@@ -537,7 +541,7 @@ def count_records(
     with opened(url, is_reader=True) as connection, connection.begin():
         return StoredRecords(*connection.execute(sa.select(count(predictions), count(feedback), count(images), *times)).one())
 
-# %% ../../nbs/serving/02_records.ipynb #c7eeb7bb
+# %% ../../nbs/serving/02_records.ipynb #1f2ebf81
 EXPORT_ROWS = 2000            # Rows in memory, and in a row group of Parquet
 EXPORT_BYTES = 16 * 2**20     # Of images in memory, roughly
 IMAGE_ROWS = 8                # Rows fetched at a time if they have images
@@ -584,7 +588,7 @@ def parquet_writer(
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         yield lambda rows: writer.write_table(pyarrow.Table.from_pylist([row | {"milliseconds": list(row["milliseconds"].items())} for row in rows], schema))
 
-# %% ../../nbs/serving/02_records.ipynb #0fc60057
+# %% ../../nbs/serving/02_records.ipynb #7a80ce07
 EXPORT_WRITERS = {".csv": csv_writer, ".parquet": parquet_writer}
 
 def export_records(
@@ -642,7 +646,7 @@ def copy_rows(
     progress(n_rows + len(chunk), total, "records")
     return n_rows + len(chunk)
 
-# %% ../../nbs/serving/02_records.ipynb #132bca7b
+# %% ../../nbs/serving/02_records.ipynb #584d6e30
 DELETE_ROWS = 1000
 
 @dataclass(frozen=True)

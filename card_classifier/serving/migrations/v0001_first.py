@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['revision', 'down_revision', 'key_columns', 'upgrade', 'downgrade']
 
-# %% ../../../nbs/serving/migrations/0001_first.ipynb #7e2a5bae
+# %% ../../../nbs/serving/migrations/0001_first.ipynb #f382e28a
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-# %% ../../../nbs/serving/migrations/0001_first.ipynb #09158802
+# %% ../../../nbs/serving/migrations/0001_first.ipynb #3db09b8d
 revision, down_revision = "0001", None
 
-# %% ../../../nbs/serving/migrations/0001_first.ipynb #64707561
+# %% ../../../nbs/serving/migrations/0001_first.ipynb #f005551d
 def key_columns()->list[sa.Column]:
     "The columns that say which image of which request."
     return [sa.Column("request_id", sa.String(32), primary_key=True), sa.Column("index", sa.Integer, primary_key=True, autoincrement=False)]
@@ -50,7 +50,7 @@ def upgrade()->None:
         op.create_table(name, *key_columns(), *columns, key)
     op.create_index("images_time", "images", ["time"])
 
-# %% ../../../nbs/serving/migrations/0001_first.ipynb #f034889c
+# %% ../../../nbs/serving/migrations/0001_first.ipynb #437c58d4
 def downgrade()->None:
     "Drops the three tables and all that is in them."
     for name in ("images", "feedback", "predictions"):
