@@ -8,7 +8,8 @@ __all__ = ['API_KEYS_VARIABLE', 'API_PATHS', 'SECURITY_HEADERS', 'API_POLICY', '
            'HEADER_SECONDS', 'MAX_HEADERS', 'FileParts', 'boundary_of', 'read_files', 'api_keys', 'is_key_right',
            'problem_response', 'Exchange', 'Guard', 'ProblemAnswer', 'Candidate', 'FileAnswer', 'PredictAnswer',
            'Feedback', 'FeedbackAnswer', 'ModelAnswer', 'Health', 'may_answer', 'json_response', 'add_predict',
-           'add_others', 'add_problems', 'Site', 'make_app', 'CarefulProtocol', 'shared_folder', 'Supervisor', 'serve']
+           'add_others', 'add_problems', 'Site', 'make_app', 'CarefulProtocol', 'shared_folder', 'Supervisor', 'bind',
+           'serve']
 
 # %% ../../nbs/serving/04_api.ipynb #3009c9e7
 import asyncio
@@ -17,6 +18,7 @@ import hmac
 import json
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -552,6 +554,22 @@ class Supervisor(Multiprocess):
             log.error("worker died", extra={"fields": {"pid": pid}})
             prometheus_client.multiprocess.mark_process_dead(pid)
 
+def bind(
+    host:str, # Name or address
+    port:int, # 0 for a free one
+)->socket.socket: # Shared by the workers; nobody listens yet, so that a client is not kept waiting for workers that are still starting
+    "Takes a port. Raises `OSError`, where uvicorn's own would end the process."
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    taken = socket.socket(family)
+    try:
+        if os.name == "posix": taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError:
+        taken.close()
+        raise
+    taken.set_inheritable(True)
+    return taken
+
 def serve(
     settings:ServeSettings,   # Checked
     say:Callable[[str], None]=print, # Told once where the service listens
@@ -564,11 +582,11 @@ def serve(
     numbers = shared_folder()
     if n_workers > 1: os.environ["PROMETHEUS_MULTIPROC_DIR"] = numbers
     start_logs(settings)
+    listening = bind(settings.host, settings.port)
     config = uvicorn.Config("card_classifier.serving.api:make_app", factory=True, host=settings.host, port=settings.port, workers=n_workers, http=CarefulProtocol, ws="none",
         log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=max(1, round(settings.grace_seconds)), backlog=2048, proxy_headers=False,
         timeout_keep_alive=75, # Longer than load balancers keep theirs, so that it is never we who close a connection that is about to be used
         timeout_worker_healthcheck=60) # A worker that is still starting on a slow machine is not a hung one
-    listening = config.bind_socket()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(f"http://{host}:{listening.getsockname()[1]}")
     try:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INPUT_NAME', 'OUTPUT_NAME', 'ENGINES', 'Network', 'BATCH_SIZE', 'Prediction', 'prediction_html', 'make_prediction',
-           'check_ports', 'open_openvino', 'open_onnxruntime', 'open_network', 'Predictor', 'prepare_timed', 'Examined',
-           'examine']
+           'EngineError', 'check_ports', 'open_openvino', 'open_onnxruntime', 'open_network', 'Predictor',
+           'prepare_timed', 'Examined', 'examine']
 
 # %% ../../nbs/serving/01_predictor.ipynb #8bc63b3d
 import itertools
@@ -98,6 +98,9 @@ INPUT_NAME, OUTPUT_NAME = "images", "logits"
 ENGINES = ("openvino", "onnxruntime")
 Network = Callable[[np.ndarray], np.ndarray] # uint8 (n, size, size, 3) to float32 (n, 53); any number of threads may call it
 
+class EngineError(ValueError):
+    "There is no such engine, or it is not installed."
+
 def check_ports(
     model:Path,               # Named in the message
     found:list[tuple],        # (name, element type, shape without the batch) of inputs, then outputs
@@ -151,13 +154,13 @@ def open_network(
     n_threads:int=1,       # Threads for one run, at least 1
     engine:str=ENGINES[0], # One of `ENGINES`
 )->Network:                # Ready to run
-    "Loads a network. Raises `BundleError` if it is not one of ours, `ValueError` for an engine that isn't known or installed."
+    "Loads a network. Raises `BundleError` if it is not one of ours, `EngineError` if it can't be run at all."
     if engine not in ENGINES:
-        raise ValueError(f"the engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        raise EngineError(f"the engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     try:
         return (open_openvino if engine == "openvino" else open_onnxruntime)(model, size, n_threads)
     except ImportError as error:
-        raise ValueError(f"the engine {engine} is not installed: pip install {engine}") from error
+        raise EngineError(f"the engine {engine} is not installed: pip install {engine}") from error
     except BundleError:
         raise
     except Exception as error: # The engines' exceptions share no base class
