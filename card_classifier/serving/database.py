@@ -10,7 +10,7 @@ __all__ = ['LOGIT_TYPE', 'STATISTICS', 'GREY_WEIGHTS', 'GRID', 'URL_ADVICE', 'DR
            'NewerSchemaError', 'RecordsAwayError', 'UnknownRequestError', 'database_url', 'sqlite_path', 'make_engine',
            'UtcTime', 'as_utc', 'keyed_table', 'schema_of', 'migrate', 'loose_keys', 'run_revisions', 'trouble_word']
 
-# %% ../../nbs/serving/02_database.ipynb #223bf087
+# %% ../../nbs/serving/02_database.ipynb #4bddacb8
 import importlib.resources
 import re
 import threading
@@ -27,7 +27,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-# %% ../../nbs/serving/02_database.ipynb #729c479f
+# %% ../../nbs/serving/02_database.ipynb #0b20a278
 LOGIT_TYPE = np.dtype("<f2") # The same bytes on every machine
 
 def pack_logits(
@@ -43,7 +43,7 @@ def unpack_logits(
     "Stored logits as numbers."
     return np.frombuffer(content, LOGIT_TYPE).astype(np.float32)
 
-# %% ../../nbs/serving/02_database.ipynb #3a9667e4
+# %% ../../nbs/serving/02_database.ipynb #25903acb
 STATISTICS = ("brightness", "contrast", "saturation", "sharpness")
 GREY_WEIGHTS = np.array([.299, .587, .114], np.float32) # Of red, green and blue: ITU-R BT.601
 GRID = 40 # Points looked at along the shorter side of a large image
@@ -74,7 +74,7 @@ def mean_and_spread(
     deviations = values - mean
     return float(mean), float(np.dot(deviations, deviations) / len(values))**.5
 
-# %% ../../nbs/serving/02_database.ipynb #8424dca2
+# %% ../../nbs/serving/02_database.ipynb #28efb770
 @dataclass(frozen=True)
 class Record:
     "One image that was answered. Raises `ValueError` for a time without a zone or half a number among the logits."
@@ -101,7 +101,7 @@ class Record:
         if len(self.logits) % LOGIT_TYPE.itemsize:
             raise ValueError(f"logits are {LOGIT_TYPE.itemsize} bytes each, got {len(self.logits)} bytes: use pack_logits")
 
-# %% ../../nbs/serving/02_database.ipynb #722b3cd0
+# %% ../../nbs/serving/02_database.ipynb #2696ba9a
 class RecordsError(ValueError):
     "Records can't be kept, read or changed as asked; the message says why and what to do."
 
@@ -137,7 +137,7 @@ def sqlite_path(
     is_file = url.get_backend_name() == "sqlite" and not url.database.startswith("file:")
     return Path(url.database) if is_file else None
 
-# %% ../../nbs/serving/02_database.ipynb #5370163d
+# %% ../../nbs/serving/02_database.ipynb #64d6df35
 BUSY_SECONDS = 5
 SQLITE_SETTINGS = {
     "busy_timeout": 1000 * BUSY_SECONDS, # First: the next one needs the lock
@@ -186,7 +186,7 @@ def make_engine(
             connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
     return engine
 
-# %% ../../nbs/serving/02_database.ipynb #a01244e1
+# %% ../../nbs/serving/02_database.ipynb #6f7122db
 class UtcTime(sa.TypeDecorator):
     "A moment, whatever the database makes of time zones. A time without a zone counts as UTC."
     impl = sa.DateTime(timezone=True)
@@ -206,7 +206,7 @@ def as_utc(
         return value
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
-# %% ../../nbs/serving/02_database.ipynb #86fa3556
+# %% ../../nbs/serving/02_database.ipynb #f83aace7
 SCHEMA = "0001" # The newest revision under `migrations`
 MODEL_VERSION_LETTERS, FILE_FORMAT_LETTERS = 200, 20
 
@@ -246,7 +246,7 @@ predictions = sa.Table(
 feedback = keyed_table("feedback", sa.Column("card", sa.String(40), nullable=False), sa.Column("time", UtcTime, nullable=False))
 images = keyed_table("images", sa.Column("content", sa.LargeBinary, nullable=False), sa.Column("time", UtcTime, nullable=False), sa.Index("images_time", "time"))
 
-# %% ../../nbs/serving/02_database.ipynb #ff38789e
+# %% ../../nbs/serving/02_database.ipynb #e984e13b
 MIGRATIONS = Path(str(importlib.resources.files("card_classifier.serving"))) / "migrations" # One module for each revision
 MIGRATION_LOCK = int.from_bytes(b"card") # Any number that nobody else locks
 alembic_lock = threading.Lock() # Alembic keeps what it is doing in module variables
@@ -306,7 +306,7 @@ def run_revisions(
         environment.configure(connection=connection)
         environment.run_migrations()
 
-# %% ../../nbs/serving/02_database.ipynb #182d2e67
+# %% ../../nbs/serving/02_database.ipynb #8e699485
 TROUBLES = {
     r"disk is full|no space left|disk full|could not (extend|write)": "full",
     r"read-?only": "read-only",

@@ -11,7 +11,7 @@ __all__ = ['NO_CARD', 'BATCH_RECORDS', 'BATCH_BYTES', 'WAITING_BYTES', 'WAITING_
            'export_row', 'csv_writer', 'parquet_writer', 'export_records', 'copy_rows', 'RemovedRecords',
            'apply_retention', 'remove_older']
 
-# %% ../../nbs/serving/02_records.ipynb #cfff52bf
+# %% ../../nbs/serving/02_records.ipynb #697bcc15
 import csv
 import json
 import logging
@@ -59,7 +59,7 @@ from card_classifier.serving.database import (
     unpack_logits,
 )
 
-# %% ../../nbs/serving/02_records.ipynb #4da4ce2e
+# %% ../../nbs/serving/02_records.ipynb #98162d5d
 def prediction_row(
     record:Record, # What happened
 )->dict[str, Any]: # By column
@@ -72,7 +72,7 @@ def prediction_row(
         "is_rejected": record.is_rejected, "rejection_reason": record.rejection_reason, "milliseconds": record.milliseconds,
     }
 
-# %% ../../nbs/serving/02_records.ipynb #9416b4a0
+# %% ../../nbs/serving/02_records.ipynb #21e40c52
 class Statements(NamedTuple):
     "What is written, in the words of one database."
     prediction:sa.Insert
@@ -93,7 +93,7 @@ def statements(
         insert(images).on_conflict_do_nothing(),
         said.on_conflict_do_update(index_elements=["request_id", "index"], set_={"card": said.excluded.card, "time": said.excluded.time}).execution_options(preserve_rowcount=True))
 
-# %% ../../nbs/serving/02_records.ipynb #4fc72686
+# %% ../../nbs/serving/02_records.ipynb #e821c3f9
 def is_fault_of_data(
     error:Exception, # Raised while writing
 )->bool:             # False: the database is at fault
@@ -127,7 +127,7 @@ def write_records(
     half = len(records) // 2
     return write_records(connection, records[:half]) + write_records(connection, records[half:])
 
-# %% ../../nbs/serving/02_records.ipynb #4f8cbb18
+# %% ../../nbs/serving/02_records.ipynb #fa2c71c0
 NO_CARD = "no card"
 
 @dataclass(eq=False)
@@ -152,7 +152,7 @@ def write_feedback(
     with connection.begin():
         return [connection.execute(statement, {"said": one.card, "now": one.time, "id": one.request_id, "place": one.index}).rowcount > 0 for one in said]
 
-# %% ../../nbs/serving/02_records.ipynb #b649c549
+# %% ../../nbs/serving/02_records.ipynb #fabe7061
 BATCH_RECORDS = 200           # Its Python part takes some 5 ms, for so long no other thread can answer
 BATCH_BYTES = 8 * 2**20       # Of images in one transaction
 WAITING_BYTES = 64 * 2**20    # Of images in memory
@@ -276,7 +276,7 @@ class RecordQueue:
         self.answer(list(self.feedback), RecordsAwayError("the service is being stopped: send the feedback again later"))
         return len(jobs)
 
-# %% ../../nbs/serving/02_records.ipynb #a3588b50
+# %% ../../nbs/serving/02_records.ipynb #99716be9
 FIRST_DELAY, LONGEST_DELAY = .1, 5.0
 SLOW_SECONDS = 5.0 # A write that takes longer counts as trouble
 log = logging.getLogger("card_classifier.records")
@@ -391,7 +391,7 @@ def away_error(
     "What somebody is told whose feedback can't be stored now."
     return RecordsAwayError(f"the database of records can't be written to at the moment ({trouble}): send the feedback again later")
 
-# %% ../../nbs/serving/02_records.ipynb #cf70fee7
+# %% ../../nbs/serving/02_records.ipynb #4fb6144a
 FIRST_TRY_SECONDS = 2.0    # How long the start waits for the database
 LOOK_SECONDS = .5          # How long feedback looks for its answer, which another process may be about to write
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
@@ -499,7 +499,7 @@ class Records:
     def __exit__(self, *_):
         self.close()
 
-# %% ../../nbs/serving/02_records.ipynb #0ee05bc4
+# %% ../../nbs/serving/02_records.ipynb #d5a2c662
 @contextmanager
 def opened(
     url:str,              # See `database_url`
@@ -541,7 +541,7 @@ def count_records(
     with opened(url, is_reader=True) as connection, connection.begin():
         return StoredRecords(*connection.execute(sa.select(count(predictions), count(feedback), count(images), *times)).one())
 
-# %% ../../nbs/serving/02_records.ipynb #1f2ebf81
+# %% ../../nbs/serving/02_records.ipynb #e8b0901c
 EXPORT_ROWS = 2000            # Rows in memory, and in a row group of Parquet
 EXPORT_BYTES = 16 * 2**20     # Of images in memory, roughly
 IMAGE_ROWS = 8                # Rows fetched at a time if they have images
@@ -588,7 +588,7 @@ def parquet_writer(
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         yield lambda rows: writer.write_table(pyarrow.Table.from_pylist([row | {"milliseconds": list(row["milliseconds"].items())} for row in rows], schema))
 
-# %% ../../nbs/serving/02_records.ipynb #7a80ce07
+# %% ../../nbs/serving/02_records.ipynb #e5dc19f3
 EXPORT_WRITERS = {".csv": csv_writer, ".parquet": parquet_writer}
 
 def export_records(
@@ -646,7 +646,7 @@ def copy_rows(
     progress(n_rows + len(chunk), total, "records")
     return n_rows + len(chunk)
 
-# %% ../../nbs/serving/02_records.ipynb #584d6e30
+# %% ../../nbs/serving/02_records.ipynb #f6ed2a3d
 DELETE_ROWS = 1000
 
 @dataclass(frozen=True)
