@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark docs readme report lock clean
+.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark serve load serving-benchmark attacks docs readme report lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -70,6 +70,24 @@ report: setup ## Make reports/ from the measured results
 benchmark: setup ## Measure times on this machine: nbs/runs/benchmark.ipynb, in place
 	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/benchmark.ipynb
 	nbdev_clean --fname nbs/runs/benchmark.ipynb
+
+serve: setup ## The demo and the API on this machine
+	card-classifier serve
+
+HOST ?= http://127.0.0.1:8000
+load: setup ## A mix of requests against the service at HOST for a minute; fails on a wrong answer or a slow one
+	locust --locustfile tests/load/locustfile.py --host $(HOST) --headless --users 20 --spawn-rate 20 --run-time 60s --only-summary
+
+serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare route (needs wrk): nbs/runs/serving_benchmark.ipynb, in place
+	@command -v wrk > /dev/null || { echo "wrk is needed: apt-get install wrk"; exit 1; }
+	test -x outputs/peers/bin/python || $(PYTHON) -m venv outputs/peers
+	uv pip install --quiet --python outputs/peers/bin/python litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
+	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/serving_benchmark.ipynb
+	nbdev_clean --fname nbs/runs/serving_benchmark.ipynb
+
+attacks: setup ## Try to break the service: nbs/runs/attacks.ipynb, in place
+	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/attacks.ipynb
+	nbdev_clean --fname nbs/runs/attacks.ipynb
 
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info

@@ -9,6 +9,7 @@ import nbformat
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from card_classifier.bundle import read_bundle, released_bundle
 from card_classifier.config import checkout, find_checkout
 from card_classifier.data.shards import open_shards
 from card_classifier.training.evaluate import percent_with_interval, plot_confusion, plot_per_class, plot_reliability
@@ -36,14 +37,16 @@ def run_results(run: Path) -> dict:
 
 
 def collect(names: list[str]) -> dict:
-    "The results of these runs and of the audit of the data they saw."
+    "The results of these runs and of the audit of the data they saw. A run that isn't on this machine any more keeps its results from before."
     root = checkout()
     shards = open_shards(root / "data")
     summary = json.loads((root / "data" / "dataset.json").read_text(encoding="utf-8"))["audit"]
     exclusions = [{"path": one.path, "reason": one.reason, "other": one.other} for one in shards.exclusions]
     audit = summary["summary"]
     leaking = {split: len(shards.leaking(split)) for split in ("valid", "test")}
-    return {"runs": [run_results(root / "outputs" / name) for name in names], "audit": audit, "exclusions": exclusions, "leaking": leaking, "counts": shards.counts, "data_checksum": shards.checksum}
+    earlier = {run["run"]: run for run in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]} if RESULTS.exists() else {}
+    runs = [run_results(root / "outputs" / name) if (root / "outputs" / name).is_dir() else earlier[name] for name in names]
+    return {"runs": runs, "audit": audit, "exclusions": exclusions, "leaking": leaking, "counts": shards.counts, "data_checksum": shards.checksum}
 
 
 def keep_record(run: Path) -> None:
@@ -102,12 +105,12 @@ def size_of(run: dict) -> str:
 def write_report(results: dict) -> None:
     "README.md and its figures."
     runs, audit = results["runs"], results["audit"]
-    released = next(run for run in runs if "test" in run)
+    released = next(run for run in runs if run["run"] == read_bundle(released_bundle()).name)
     test, without = released["test"], released["test"]["without_leaking"]
     save(plot_curves(runs), "learning-curves")
     for name, figure in {"confusion": plot_confusion(test), "per-class": plot_per_class(test), "reliability": plot_reliability(test)}.items():
         save(figure, name)
-    chosen = [[run["arch"], f"{run['data']['counts']['train']:,}", size_of(run), f"{run['settings']['evaluation.size']} px", percent_with_interval(run["valid"]), f"{run['valid']['nll']:.3f}", f"{run['minutes']:.0f}", f"{run['bundle_mb']:.1f} MB"] for run in runs]
+    chosen = [[run["arch"], f"{run['data']['counts']['train']:,}", size_of(run), f"{run['settings']['evaluation.size']} px", percent_with_interval(run["valid"]), percent_with_interval(run["test"]) if "test" in run else "not opened", f"{run['valid']['nll']:.3f}", f"{run['minutes']:.0f}", f"{run['bundle_mb']:.1f} MB"] for run in runs]
     measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
         for label, figures in (("test, as published", test), ("test, without leaking images", without), ("valid, as published", released["valid"]), ("valid, without leaking images", released["valid"]["without_leaking"])) if figures]
     mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %"] for mistake in test["mistakes"]]
@@ -117,7 +120,7 @@ def write_report(results: dict) -> None:
     filled = text.format(
         arch=released["arch"], machine=released["machine"], minutes=f"{released['minutes']:.0f}", precision=released["precision"], weights=released["weights"], memory=f"{released['peak_memory_gb']:.1f}",
         n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
-        runs=table(["network", "training images", "epochs", "judged at", "accuracy on valid (95 % interval)", "NLL on valid", "minutes", "bundle"], chosen),
+        runs=table(["network", "training images", "epochs", "judged at", "accuracy on valid (95 % interval)", "on test", "NLL on valid", "minutes", "bundle"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
         mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.",
         temperature=f"{released['temperature']:.3f}", threshold=f"{released['rejection_threshold']:.3f}",
@@ -130,12 +133,11 @@ def write_report(results: dict) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="+", metavar="RUN", help="names of finished runs under outputs/, to read results from; exactly one of them has opened the test split")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="names of finished runs under outputs/, to read results from; the released one is among them")
     names = parser.parse_args().runs
     if names:
         for name in names:
-            if (checkout() / "outputs" / name / "bundle").is_dir() and "test" in json.loads((checkout() / "outputs" / name / "metrics.json").read_text(encoding="utf-8")):
-                keep_record(checkout() / "outputs" / name)
+            if name == read_bundle(released_bundle()).name: keep_record(checkout() / "outputs" / name)
         RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
     print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")

@@ -74,7 +74,7 @@ def test_no_secret_and_no_data_is_tracked():
 def test_setup_reads_every_extra_from_settings():
     code = "import runpy, setuptools, json; setuptools.setup = lambda **known: print(json.dumps({k: sorted(v) for k, v in known['extras_require'].items()})); runpy.run_path('setup.py')"
     extras = json.loads(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-    assert extras.keys() == {"serve", "train", "dev"}
+    assert extras.keys() == {"serve", "parquet", "train", "dev"}
     assert set(extras["train"]) < set(extras["dev"])
 
 
