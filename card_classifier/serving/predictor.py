@@ -9,6 +9,7 @@ __all__ = ['INPUT_NAME', 'OUTPUT_NAME', 'ENGINES', 'Network', 'BATCH_SIZE', 'Pre
 
 # %% ../../nbs/serving/01_predictor.ipynb #8bc63b3d
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -117,6 +118,7 @@ def open_openvino(
     n_threads:int, # Threads for one run
 )->Network:
     "The network on OpenVINO. Raises whatever the engine raises, or `BundleError`."
+    sys.modules.setdefault("openvino.tools.ovc", None) # OpenVINO's model converter: not needed, slower to import than the engine, and it reports every import to Google Analytics
     import openvino # Here, because reading predictions and their types must not cost the start of the engine
     core = openvino.Core()
     read = core.read_model(model.read_bytes(), b"") # From memory: the file may be replaced while it is served
