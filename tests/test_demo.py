@@ -1,0 +1,408 @@
+"The demo in a real browser, in front of two worker processes that share one socket."
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import colour_picture
+from PIL import Image
+
+from card_classifier.cards import CARDS
+from card_classifier.serving.demo import EXAMPLE_NAMES
+
+if not importlib.util.find_spec("gradio"):
+    pytest.skip("Gradio is not installed", allow_module_level=True)
+
+from demo_service import MAX_BODY, MAX_FILES
+
+TESTS = Path(__file__).resolve().parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
+PATIENCE = 60_000  # milliseconds; a busy machine is slow, not wrong
+
+
+class Server:
+    "Two workers behind one socket, and what they noted."
+
+    def __init__(self, folder: Path, port: int, process: subprocess.Popen):
+        self.folder, self.url, self.process = folder, f"http://127.0.0.1:{port}", process
+
+    def notes(self, what: str) -> list[dict]:
+        "What happened so far, in the order of time."
+        path = self.folder / "notes.jsonl"
+        notes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return sorted((note for note in notes if note["what"] == what), key=lambda note: note["time"])
+
+    def uploads(self) -> list[Path]:
+        "The files that wait in the upload folder."
+        return [path for path in (self.folder / "temporary").rglob("*") if path.is_file()]
+
+    @contextlib.contextmanager
+    def busy(self):
+        "Makes the service refuse for a while."
+        (self.folder / "busy").touch()
+        try:
+            yield
+        finally:
+            (self.folder / "busy").unlink()
+
+    def status(self, path: str, body: bytes | None = None, kind: str = "application/json") -> int:
+        "The status of a request without a browser."
+        request = urllib.request.Request(f"{self.url}{path}", body, {"Content-Type": kind} if body is not None else {})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"DEMO_BUNDLE": str(tiny_bundle), "DEMO_FOLDER": str(folder), "GRADIO_TEMP_DIR": str(folder / "temporary"), "PYTHONPATH": str(TESTS)}
+    # A worker that imports for more than five seconds would else be taken for dead
+    command = [sys.executable, "-m", "uvicorn", "demo_service:make_app", "--factory", "--workers", "2", "--port", str(port), "--timeout-worker-healthcheck", "300", "--log-level", "warning"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=TESTS, stdout=log, stderr=log)
+    try:
+        server = Server(folder, port, process)
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                if server.status("/") == 200:
+                    break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: apt-get install -y --no-install-recommends chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *CAMERA])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(server, browser):
+    "Opens the demo; afterwards nothing may have gone to another host, and nothing may have gone wrong unseen."
+    seen, contexts = [], []
+
+    def opened(size: str = "desktop", scheme: str = "light", **options):
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce", **options)
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: seen.append(request.url))
+        page.on("console", lambda message: seen.append(f"console: {message.text}") if message.type == "error" else None)
+        page.on("pageerror", lambda error: seen.append(f"console: {error}"))
+        page.goto(server.url)
+        page.wait_for_selector(".examples button")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    strangers = [url for url in seen if not url.startswith((f"{server.url}/", "data:", "blob:"))]
+    assert not strangers, strangers
+
+
+def picture(index: int, size: tuple[int, int] = (300, 400), file_format: str = "PNG") -> bytes:
+    "A file that the tiny bundle takes for the card with this index."
+    buffer = io.BytesIO()
+    colour_picture(index, size).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def file(index: int, name: str = "photo.png") -> dict:
+    "The same as Playwright chooses files."
+    return {"name": name, "mimeType": "image/png", "buffer": picture(index)}
+
+
+TEXT = {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"I am only text, whatever my name says."}
+
+
+def choose(page, *files, box: str = "photo") -> None:
+    "Puts files into the page as a person who chose them."
+    page.set_input_files(f"#{box} input[type=file]", list(files) if box == "photos" else files[0])
+
+
+def answered(page) -> str:
+    "The card in the large answer."
+    return page.wait_for_selector("#answer .recognised .drawn-card").get_attribute("aria-label")
+
+
+def correct(page, card: str) -> None:
+    "Says what the card really was, as a person who clicks."
+    page.select_option("#correction select", card)
+    page.click("#correction .send")
+
+
+def fits(page) -> bool:
+    "Whether nothing is wider than the screen."
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_photo_gets_its_card_in_view(visit, size, scheme):
+    page = visit(size, scheme)
+    assert fits(page)
+    choose(page, file(7))
+    assert answered(page) == CARDS[7].class_name
+    page.wait_for_timeout(300)
+    card = page.locator("#answer .drawn-card").bounding_box()
+    assert 0 <= card["y"] and card["y"] + card["height"] <= SIZES[size]["height"], "the drawn card is in view without scrolling"
+    assert fits(page)
+    shares = page.locator("#answer .bars li .bar-share").all_inner_texts()
+    assert len(shares) == 5 and all(share.endswith("%") for share in shares)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)")
+    assert (background < 200) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_example_is_shown_and_answered(visit, size):
+    page = visit(size)
+    for number, name in enumerate(EXAMPLE_NAMES):
+        button = page.get_by_role("button", name=f"Example {number + 1}: {name.replace('-', ' ')}")
+        button.click()
+        page.wait_for_function("sent => document.querySelector('#photo img')?.naturalWidth && document.querySelector('#photo img').src !== sent", arg=page.evaluate("window.lastPhoto || ''"))
+        page.evaluate("window.lastPhoto = document.querySelector('#photo img').src")
+        page.wait_for_selector("#answer .recognised, #answer .rejected")
+
+
+def test_with_the_keyboard_alone(visit, server):
+    page = visit()
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                assert outline != "none", f"one sees that {selector} has the focus"
+                return
+        raise AssertionError(f"{selector} can't be reached with the keyboard")
+    tab_to("#photo button")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(file(12))
+    assert answered(page) == CARDS[12].class_name
+    tab_to("#correction select")
+    page.keyboard.type("queen of s")
+    tab_to("#correction .send")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#thanks .thanks:not(.problem)")
+    told = server.notes("feedback")[-1]
+    assert told["card"] == "queen of spades"
+    assert told["request_id"] == server.notes("answer")[-1]["request_id"]
+
+
+def test_a_pasted_photo_is_answered_wherever_the_cursor_is(visit):
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    def copy(index: int) -> None:
+        page.evaluate("async bytes => navigator.clipboard.write([new ClipboardItem({'image/png': new Blob([new Uint8Array(bytes)], {type: 'image/png'})})])", list(picture(index)))
+    copy(20)
+    page.keyboard.press("Control+V")
+    assert answered(page) == "joker"
+    copy(21)
+    page.locator("#photo .source-selection button").nth(2).click()
+    page.wait_for_selector(f"#answer [aria-label='{CARDS[21].class_name}']")
+
+
+def test_the_camera_takes_a_photo_that_is_not_mirrored(visit, server):
+    page = visit("phone", permissions=["camera"])
+    before = len(server.notes("answer"))
+    page.locator("#photo .source-selection button").nth(1).click()
+    page.locator("#photo .webcam-wrap button, #photo [data-testid='webcam-access'], #photo button:has-text('webcam')").first.click()
+    page.wait_for_selector("#photo video")
+    page.wait_for_function("document.querySelector('#photo video').videoWidth > 0")
+    assert "-1" not in page.evaluate("getComputedStyle(document.querySelector('#photo video')).transform")
+    page.locator("#photo .button-wrap button").first.click()
+    page.wait_for_selector("#answer .recognised, #answer .rejected")
+    assert len(server.notes("answer")) == before + 1
+
+
+def test_no_card_is_said_kindly_and_may_be_corrected(visit, server):
+    page = visit("phone")
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 400), (42, 42, 42)).save(buffer, "PNG")  # as far from eight of the colours
+    choose(page, {"name": "floor.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.wait_for_selector("#answer .rejected")
+    assert "No card here?" in page.inner_text("#answer")
+    correct(page, "joker")
+    page.wait_for_selector("#thanks .thanks:not(.problem)")
+    assert server.notes("feedback")[-1]["card"] == "joker"
+
+
+def test_what_is_no_photo_gets_a_sentence(visit):
+    page = visit()
+    choose(page, TEXT)
+    page.wait_for_selector("#answer .refused")
+    assert "I can’t read that photo" in page.inner_text("#answer")
+    assert "text, not an image" in page.inner_text("#answer")
+    assert not page.locator("#correction .correct").is_visible(), "nothing to correct"
+    choose(page, file(3))
+    assert answered(page) == CARDS[3].class_name
+
+
+def test_a_busy_service_asks_to_wait_and_is_asked_again(visit, server):
+    page = visit()
+    with server.busy():
+        choose(page, file(4))
+        page.wait_for_selector("#answer .refused")
+        assert "One moment, please" in page.inner_text("#answer")
+    page.get_by_role("button", name="Ask again").click()
+    assert answered(page) == CARDS[4].class_name
+    with server.busy():
+        correct(page, "joker")
+        page.wait_for_selector("#thanks .thanks.problem")
+    assert "records are away" in page.inner_text("#thanks")
+
+
+def test_many_photos_one_of_them_wrong_and_one_no_photo(visit, server):
+    page = visit("phone")
+    page.get_by_role("tab", name="Many photos").click()
+    choose(page, file(0, "first.png"), TEXT, file(52, "<b>third</b>.png"), box="photos")
+    page.wait_for_selector(".gallery figure")
+    captions = page.locator(".gallery figcaption b").all_inner_texts()
+    assert [caption.partition(",")[0] for caption in captions] == [CARDS[0].class_name, "I can’t read that photo", CARDS[52].class_name]
+    assert "<b>third" in page.inner_text(".gallery figure:nth-of-type(3) .file") and fits(page)
+    ids = [note["request_id"] for note in server.notes("answer")[-3:]]
+    page.get_by_role("button", name="Photo 3 is wrong").click()
+    page.wait_for_function("document.activeElement.matches('#many-correction select')")
+    assert "Photo 3 was wrong?" in page.inner_text("#many-correction")
+    page.keyboard.type("ten of h")
+    page.click("#many-correction .send")
+    page.wait_for_selector("#many-correction .thanks:not(.problem)")
+    told = server.notes("feedback")[-1]
+    assert (told["card"], told["request_id"]) == ("ten of hearts", ids[2])
+    photos = {picture(0), picture(52), TEXT["buffer"]}
+    assert not [path for path in server.uploads() if path.read_bytes() in photos], "answered photos of a gallery are deleted at once"
+
+
+def test_too_many_and_too_large_are_refused_before_they_travel(visit, server):
+    page = visit("phone")
+    uploads = len([note for note in server.notes("request") if note["path"].endswith("/upload")])
+    page.get_by_role("tab", name="Many photos").click()
+    choose(page, *(file(index, f"{index}.png") for index in range(MAX_FILES + 1)), box="photos")
+    notice = page.get_by_role("alert")
+    notice.wait_for(state="visible")
+    assert f"Up to {MAX_FILES} go together" in notice.inner_text()
+    large = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff" + bytes(MAX_BODY)}
+    choose(page, large, box="photos")
+    page.wait_for_function("document.getElementById('notice').textContent.includes('too large')")
+    assert len([note for note in server.notes("request") if note["path"].endswith("/upload")]) == uploads
+    choose(page, file(9), box="photos")
+    page.wait_for_selector(".gallery figure")
+    assert not notice.is_visible()
+
+
+def test_a_photo_of_many_megapixels_is_made_smaller_before_it_is_sent(visit, server):
+    page = visit()
+    buffer = io.BytesIO()
+    Image.effect_noise((4000, 3000), 60).convert("RGB").save(buffer, "JPEG", quality=90)
+    assert len(buffer.getvalue()) > MAX_BODY
+    choose(page, {"name": "phone.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()})
+    page.wait_for_selector("#answer .recognised, #answer .rejected")
+    assert server.notes("answer")[-1]["n_bytes"] < MAX_BODY
+
+
+def test_the_model_says_what_it_is(visit):
+    page = visit("phone")
+    page.get_by_role("tab", name="The model").click()
+    page.wait_for_selector("#model .model")
+    text = page.inner_text("#model")
+    assert "colours-1" in text and "Nobody has measured this model" in text and "not learnt from real photographs" in text
+    assert fits(page)
+
+
+def test_each_click_may_reach_another_worker(visit, server):
+    "Upload, answer, correction: before each, the worker that took the one before is put to sleep."
+    workers = [child.pid for child in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    page = visit()
+    turns = itertools.cycle(workers)
+
+    def hand_over(route):
+        asleep = next(turns)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP if worker == asleep else signal.SIGCONT)
+        route.continue_()
+
+    before = len(server.notes("request"))
+    try:
+        page.route(re.compile("/gradio_api/(upload\\?|run/predict)"), hand_over)
+        for index in (30, 31):
+            choose(page, file(index))
+            page.wait_for_selector(f"#answer [aria-label='{CARDS[index].class_name}']")
+            correct(page, "joker")
+            page.wait_for_selector("#thanks .thanks:not(.problem)")
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+    taken = [(note["path"].rpartition("/")[2], note["worker"]) for note in server.notes("request")[before:] if note["method"] == "POST"]
+    assert [what for what, _ in taken] == ["upload", "predict", "predict"] * 2
+    assert [worker for _, worker in taken] == [workers[1], workers[0]] * 3
+    assert [note["card"] for note in server.notes("feedback")[-2:]] == ["joker"] * 2
+
+
+def test_gradio_opens_nothing_that_the_page_does_not_need(server, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture(5, (301, 401)))
+    for path in (str(secret), "/etc/passwd", "http://127.0.0.1:1/card.jpg"):
+        event = {"fn_index": 0, "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
+        assert server.status("/gradio_api/run/predict", json.dumps(event).encode()) == 410
+        assert server.status(f"/gradio_api/file={path}") == 404
+    assert not [found for found in server.uploads() if found.read_bytes() == secret.read_bytes()]
+    for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/monitoring", "/docs", "/openapi.json", "/gradio_api/proxy=http://127.0.0.1:1/"):
+        assert server.status(path) == 404
+    for body in (b"", b"{", b"[]", b"null", b'{"fn_index": -1, "data": []}', b'{"fn_index": 0, "data": [7]}', b'{"fn_index": 0, "data": [{"path": 7}]}', b"[" * 100_000, b" " * 300_000):
+        assert server.status("/gradio_api/run/predict", body) in (410, 413, 422)
+
+
+def multipart(*files: bytes) -> bytes:
+    "The body of a form with these files, of boundary x."
+    parts = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.jpg"\r\n\r\n' + content + b"\r\n" for content in files)
+    return b"".join(parts) + b"--x--\r\n"
+
+
+def test_uploads_keep_the_bounds_of_the_service(server):
+    kind = "multipart/form-data; boundary=x"
+    assert server.status("/gradio_api/upload", multipart(picture(1)), kind) == 200
+    assert server.status("/gradio_api/upload", multipart(*[b"x"] * (MAX_FILES + 1)), kind) == 413
+    with contextlib.suppress(OSError):  # It may hang up on whoever goes on sending
+        assert server.status("/gradio_api/upload", multipart(bytes(MAX_BODY + 1)), kind) == 413
+    assert server.status("/gradio_api/upload", b"nonsense", kind) == 400
+    assert server.status("/gradio_api/upload", b"{}") == 422
+    assert all(path.stat().st_size <= MAX_BODY for path in server.uploads())
+
+
+def test_importing_it_does_not_import_gradio():
+    code = "import card_classifier.serving.demo, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & {"gradio", "torch", "fastai", "timm", "wandb", "dvc", "pandas", "cv2", "openvino", "onnxruntime"}
