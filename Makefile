@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark serve load serving-benchmark attacks docs readme report lock clean
+.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark serve load serving-benchmark attacks image image-test docs readme report lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -88,6 +88,13 @@ serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare rout
 attacks: setup ## Try to break the service: nbs/runs/attacks.ipynb, in place
 	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/attacks.ipynb
 	nbdev_clean --fname nbs/runs/attacks.ipynb
+
+TARGET ?= serve
+image: setup ## Build the container image (TARGET=train for the training stack), with docker or else buildah
+	python tests/image/build.py $(TARGET)
+
+image-test: setup ## Start the built image for real: read-only, unprivileged; size, readiness, health, stopping
+	python tests/image/check.py $(TARGET)
 
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
