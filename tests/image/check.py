@@ -289,7 +289,7 @@ print(*found)
 @check("writable places in a root file system that is not read-only", "serve", "train")
 def writable(image: str, target: str) -> str:
     found = python(image, WRITABLE, options=[]).split()
-    allowed = {"serve": {"/data", "/tmp"}, "train": {"/work", "/tmp", "/var/tmp", "/run/lock"}}[target]
+    allowed = {"serve": {"/data", "/tmp"}, "train": {"/work", "/tmp"}}[target]
     require(set(found) <= allowed, f"also writable: {sorted(set(found) - allowed)}")
     return " ".join(found)
 
