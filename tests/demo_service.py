@@ -10,7 +10,7 @@ from card_classifier.cards import CLASS_NAMES
 from card_classifier.serving.demo import demo_app
 from card_classifier.serving.predictor import Predictor
 
-MAX_FILES, MAX_BODY = 4, 2_000_000
+MAX_FILES, MAX_BODY = int(os.environ.get("DEMO_MAX_FILES", "4")), 2_000_000
 
 
 class SmallService:

@@ -114,16 +114,17 @@ def visit(server, browser):
     "Opens the demo; afterwards nothing may have gone to another host, and nothing may have gone wrong unseen."
     seen, contexts = [], []
 
-    def opened(size: str = "desktop", scheme: str = "light", **options):
+    def opened(size: str = "desktop", scheme: str = "light", may_fail: bool = False, **options):
         context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce", **options)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: seen.append(request.url))
-        page.on("console", lambda message: seen.append(f"console: {message.text}") if message.type == "error" else None)
+        page.on("console", lambda message: seen.append(f"console: {message.text}") if message.type == "error" and not may_fail else None)
         page.on("pageerror", lambda error: seen.append(f"console: {error}"))
         page.goto(server.url)
         page.wait_for_selector(".examples button")
+        page.wait_for_load_state("networkidle")  # Gradio shows a button some moments before it listens to it
         return page
 
     yield opened
@@ -232,6 +233,38 @@ def test_a_pasted_photo_is_answered_wherever_the_cursor_is(visit):
     copy(21)
     page.locator("#photo .source-selection button").nth(2).click()
     page.wait_for_selector(f"#answer [aria-label='{CARDS[21].class_name}']")
+
+
+def test_a_dropped_photo_takes_the_place_of_the_one_before(visit):
+    page = visit()
+    choose(page, file(22))
+    assert answered(page) == CARDS[22].class_name
+    dropped = page.evaluate_handle("bytes => { const data = new DataTransfer(); data.items.add(new File([new Uint8Array(bytes)], 'dropped.png', {type: 'image/png'})); return data; }", list(picture(23)))
+    page.dispatch_event("#photo .image-frame", "drop", {"dataTransfer": dropped})
+    page.wait_for_selector(f"#answer [aria-label='{CARDS[23].class_name}']")
+    pages = page.evaluate_handle("() => { const data = new DataTransfer(); data.items.add(new File(['%PDF'], 'cards.pdf', {type: 'application/pdf'})); return data; }")
+    page.dispatch_event("#photo .image-frame", "drop", {"dataTransfer": pages})
+    page.wait_for_selector("#notice:not([hidden])")
+    assert "no picture" in page.inner_text("#notice")
+
+
+def test_refusals_and_a_lost_connection_are_sentences(visit):
+    page = visit("phone", may_fail=True)
+    page.route("**/gradio_api/upload?*", lambda route: route.fulfill(status=413, content_type="application/problem+json", body='{"error": "That is too large."}'), times=1)
+    choose(page, file(24))
+    page.wait_for_selector("#notice:not([hidden])")
+    assert page.inner_text("#notice") == "That is too large."
+    assert not page.locator(".toast-wrap, [data-testid=status-tracker] .error").locator("visible=true").count()
+    page.route("**/gradio_api/run/predict", lambda route: route.fulfill(status=503, content_type="application/problem+json", body='{"title": "Busy"}'), times=1)
+    page.locator("#tries button").first.click()
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('One moment, please')")
+    page.wait_for_timeout(300)
+    page.route("**/gradio_api/run/predict", lambda route: route.abort(), times=1)
+    page.locator("#tries button").first.click()
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('The connection was lost')")
+    page.wait_for_event("load")  # It comes back by itself
+    page.locator("#tries button").first.click()
+    page.wait_for_selector("#answer .recognised, #answer .rejected")
 
 
 def test_the_camera_takes_a_photo_that_is_not_mirrored(visit, server):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SUIT_OUTLINES', 'INKS', 'TWO', 'FOUR', 'SIX', 'EIGHT', 'PIP_PLACES', 'HATS', 'JOKER_MIDDLE', 'LINES', 'BACK_LATTICE',
-           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'pip',
+           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'pip',
            'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html', 'how_sure', 'sure_html',
            'rejected_html', 'welcome_html', 'refusal_html', 'answer_html', 'receipt', 'card_options', 'correction_form',
            'thanks_html', 'thumbnail', 'verdict', 'figure_html', 'gallery_html', 'figures_of', 'interval_text',
-           'measured_html', 'accuracy_html', 'day', 'model_html']
+           'measured_html', 'accuracy_html', 'day', 'model_line', 'model_html']
 
-# %% ../../nbs/serving/03_pages.ipynb #010dee04
+# %% ../../nbs/serving/03_pages.ipynb #22b5bd48
 import html
 import io
 import json
@@ -22,7 +22,7 @@ from PIL import Image
 from ..bundle import BundleInfo, ImageError, decode_image, is_number
 from ..cards import CARDS, Card, Rank, Suit
 
-# %% ../../nbs/serving/03_pages.ipynb #7fb93192
+# %% ../../nbs/serving/03_pages.ipynb #27567b6c
 SUIT_OUTLINES = {
     Suit.HEARTS: "M0 .95C-.3.5-1 .15-1-.4C-1-.75-.77-.92-.52-.92C-.26-.92-.08-.75 0-.5C.08-.75.26-.92.52-.92C.77-.92 1-.75 1-.4C1 .15.3.5 0 .95Z",
     Suit.DIAMONDS: "M0-1C.2-.58.48-.24.78 0C.48.24.2.58 0 1C-.2.58-.48.24-.78 0C-.48-.24-.2-.58 0-1Z",
@@ -42,7 +42,7 @@ def pip(
     turn = f" scale({-size:g})" if is_turned else f" scale({size:g})"
     return f'<path transform="translate({x:g} {y:g}){turn}" d="{SUIT_OUTLINES[suit]}"/>'
 
-# %% ../../nbs/serving/03_pages.ipynb #1b2bee83
+# %% ../../nbs/serving/03_pages.ipynb #3d346303
 TWO, FOUR = ((125, 75), (125, 275)), ((80, 75), (170, 75), (80, 275), (170, 275))
 SIX = (*FOUR, (80, 175), (170, 175))
 EIGHT = (*FOUR, (80, 142), (170, 142), (80, 208), (170, 208))
@@ -59,7 +59,7 @@ def number_middle(
         return pip(card.suit, 125, 175, 62)
     return "".join(pip(card.suit, x, y, 24, y > 175) for x, y in PIP_PLACES[card.rank])
 
-# %% ../../nbs/serving/03_pages.ipynb #d4f7305d
+# %% ../../nbs/serving/03_pages.ipynb #ff4b9cc6
 HATS = {
     Rank.KING: '<path fill="#e0ac3b" d="M-30 14L-34-14L-17-1L0-22L17-1L34-14L30 14Z"/><path fill="#fff" d="M-30 7H30V10H-30Z"/><circle fill="#e0ac3b" cy="-27" r="6"/>',
     Rank.QUEEN: '<path fill="#e0ac3b" d="M-30 14C-34-4-30-14-24-14C-18-14-18-4-12-4C-8-4-8-22 0-22C8-22 8-4 12-4C18-4 18-14 24-14C30-14 34-4 30 14Z"/><path fill="#fff" d="M-28 7H28V10H-28Z"/>',
@@ -82,7 +82,7 @@ JOKER_MIDDLE = (
     '<g fill="#e0ac3b" stroke="#1b1d22" stroke-width="2"><circle cx="40" cy="112" r="9"/><circle cx="210" cy="112" r="9"/><circle cx="125" cy="66" r="9"/></g>'
     '<text x="125" y="262" font-size="40" text-anchor="middle" textLength="140">JOKER</text>')
 
-# %% ../../nbs/serving/03_pages.ipynb #d33e5747
+# %% ../../nbs/serving/03_pages.ipynb #0340dd59
 def card_svg(
     card:Card, # Any of the 53
 )->str:        # SVG of 250 x 350 units that scales to any size
@@ -98,7 +98,7 @@ def card_svg(
             f'<rect x="1.5" y="1.5" width="247" height="347" rx="16" fill="#fffefb" stroke="#00000030" stroke-width="2"/>'
             f'{corner}<g transform="rotate(180 125 175)">{corner}</g>{middle}</svg>')
 
-# %% ../../nbs/serving/03_pages.ipynb #797f0f51
+# %% ../../nbs/serving/03_pages.ipynb #90fed799
 LINES = [(shift, max(24, 24 - shift), min(326, 226 - shift)) for shift in range(-290, 200, 29)] # Of x = y + shift, within the frame
 BACK_LATTICE = "".join(f"M{top + shift} {top}L{end + shift} {end}M{250 - top - shift} {top}L{250 - end - shift} {end}" for shift, top, end in LINES if top < end)
 CARD_BACK_SVG = (
@@ -109,7 +109,7 @@ NO_CARD_SVG = (
     '<svg class="drawn-card" viewBox="0 0 250 350" aria-hidden="true"><rect x="3" y="3" width="244" height="344" rx="16" fill="none" stroke="currentColor" stroke-opacity=".45" stroke-width="4" stroke-dasharray="12 9"/>'
     '<text x="125" y="222" font-family="Georgia, serif" font-size="130" text-anchor="middle" fill="currentColor" fill-opacity=".45">?</text></svg>')
 
-# %% ../../nbs/serving/03_pages.ipynb #62e66681
+# %% ../../nbs/serving/03_pages.ipynb #00f83fff
 def percent(
     probability:float, # In [0, 1]
 )->str:                # Such as `97.3%`
@@ -124,7 +124,7 @@ def safe(
     "A text in which no character means anything to HTML."
     return html.escape(str(value), quote=True)
 
-# %% ../../nbs/serving/03_pages.ipynb #153f6428
+# %% ../../nbs/serving/03_pages.ipynb #01b2bf79
 def bars_html(
     top:list[dict], # `card` and `probability` of each candidate, best first
 )->str:
@@ -141,7 +141,7 @@ def how_sure(
     "Words for a probability."
     return "This is the" if probability >= .95 else "I think this is the" if probability >= .75 else "My best guess is the"
 
-# %% ../../nbs/serving/03_pages.ipynb #55d9eda7
+# %% ../../nbs/serving/03_pages.ipynb #d23cc22a
 def sure_html(
     answer:dict, # Not rejected
 )->str:
@@ -163,7 +163,7 @@ def welcome_html()->str:
     return (f'<div class="answer welcome"><div class="answer-head"><h2>Show me a card</h2></div><div class="answer-card">{CARD_BACK_SVG}</div><div class="answer-words">'
             '<p class="lead">Upload a photo, paste one, or hold a card before your camera. I will tell you which of the 53 it is, and how sure I am.</p></div></div>')
 
-# %% ../../nbs/serving/03_pages.ipynb #6f117c74
+# %% ../../nbs/serving/03_pages.ipynb #c7057a79
 REFUSALS = {
     400: ("That did not arrive whole", "Please try again."),
     408: ("That took too long", "The photo did not arrive in time. A smaller one, or a better connection, will do."),
@@ -175,6 +175,7 @@ REFUSALS = {
     503: ("One moment, please", "Many people are asking just now. Try again in a few seconds."),
 }
 SURPRISE = ("Something went wrong on our side", "Your photo is fine. Please try again in a moment.")
+PASSING = (408, 429, 500, 502, 503, 504) # Asking again may help
 
 def refusal_html(
     error:dict, # `status`, `title` and `detail`, as the service gives them
@@ -183,7 +184,7 @@ def refusal_html(
     title, advice = REFUSALS.get(error["status"], SURPRISE)
     detail = str(error.get("detail") or "").strip()
     small = f'<p class="fine">{safe(detail[:1].upper() + detail[1:])}.</p>'.replace("..<", ".<") if detail and error["status"] in REFUSALS else ""
-    return (f'<div class="answer refused"><div class="answer-head"><h2>{title}</h2></div><div class="answer-card">{NO_CARD_SVG}</div><div class="answer-words"><p class="lead">{advice}</p>{small}</div></div>')
+    return (f'<div class="answer refused{" passing" if error["status"] in PASSING else ""}"><div class="answer-head"><h2>{title}</h2></div><div class="answer-card">{NO_CARD_SVG}</div><div class="answer-words"><p class="lead">{advice}</p>{small}</div></div>')
 
 def answer_html(
     answer:dict, # From the service
@@ -192,7 +193,7 @@ def answer_html(
     if answer.get("error"): return refusal_html(answer["error"])
     return rejected_html(answer) if answer["is_rejected"] else sure_html(answer)
 
-# %% ../../nbs/serving/03_pages.ipynb #94b69643
+# %% ../../nbs/serving/03_pages.ipynb #1a52ee11
 def receipt(
     answer:dict, # From the service
 )->str:          # JSON, fit for an attribute of HTML; empty if there is nothing to correct
@@ -220,7 +221,7 @@ def thanks_html(
     words = f"Thank you! So it is the {safe(right)} after all." if right == answered else f"Thank you! I have written down that this is the {safe(right)}."
     return f'<p class="thanks">{words}</p>'
 
-# %% ../../nbs/serving/03_pages.ipynb #9319a8e5
+# %% ../../nbs/serving/03_pages.ipynb #be84aa37
 THUMBNAIL_SIDE = 320 # Pixels; shown at half of that, which is sharp on a phone
 
 def thumbnail(
@@ -244,7 +245,7 @@ def verdict(
     if answer["is_rejected"]: return "No card here?"
     return f"{answer['card']}, {percent(answer['probability'])}"
 
-# %% ../../nbs/serving/03_pages.ipynb #98020778
+# %% ../../nbs/serving/03_pages.ipynb #84b99f61
 def figure_html(
     number:int,      # Of the photo, from 1
     name:str,        # Of its file
@@ -269,9 +270,9 @@ def gallery_html(
     photos = "1 photo" if len(figures) == 1 else f"{len(figures)} photos"
     return f'<p class="lead">{photos}, {n_cards} with a card that I recognise.</p><div class="gallery">{"".join(figures)}</div>'
 
-# %% ../../nbs/serving/03_pages.ipynb #659eff61
+# %% ../../nbs/serving/03_pages.ipynb #21813977
 MEASURED_ON = {
-    "test": ("test images", "These were used once, at the end: no choice was made by them."),
+    "test": ("test images", "They were kept apart until the end: the model learnt nothing from them."),
     "valid": ("validation images", "This is a validation figure: the model was chosen and calibrated on these images, so expect a little less on new ones."),
 }
 
@@ -289,7 +290,7 @@ def interval_text(
     if not (is_number(figures.get("accuracy_low")) and is_number(figures.get("accuracy_high"))): return ""
     return f"95% interval: {100 * figures['accuracy_low']:.1f} to {100 * figures['accuracy_high']:.1f}%"
 
-# %% ../../nbs/serving/03_pages.ipynb #e960e50d
+# %% ../../nbs/serving/03_pages.ipynb #52720298
 def measured_html(
     name:str,      # Of the part of the metrics
     figures:dict,  # With accuracy, n, and perhaps more
@@ -317,7 +318,16 @@ def day(
     except ValueError: return moment
     return f"{when.day} {when:%B %Y}"
 
-# %% ../../nbs/serving/03_pages.ipynb #79a2943c
+def model_line(
+    info:BundleInfo, # Of the model that answers
+)->str:
+    "Which model this is and how good, in one line; the first of its figures."
+    for name, figures in figures_of(info.metrics):
+        interval = interval_text(figures)
+        return f'<p class="fine">Model {safe(info.model_version)}: {figures["accuracy"]:.1%} of {figures["n"]} {MEASURED_ON.get(name, (f"images of “{safe(name)}”",))[0]} right{f" ({interval})" if interval else ""}.</p>'
+    return f'<p class="fine">Model {safe(info.model_version)}, not measured.</p>'
+
+# %% ../../nbs/serving/03_pages.ipynb #54954c8a
 def model_html(
     info:BundleInfo, # Of the model that answers
 )->str:
