@@ -33,7 +33,8 @@ COPY data.dvc ./
 COPY configs configs
 COPY nbs/runs/train.ipynb nbs/runs/train.ipynb
 # Training starts a kernel, whose sockets lie in the working folder, and writes runs below it.
-RUN mkdir data outputs && chown -R 10001:10001 /work && chmod go-w /var/tmp /run/lock
+RUN mkdir data outputs && chown -R 10001:10001 /work \
+ && find / -xdev -type d -perm -o+w ! -path /tmp -exec chmod o-w {} +
 ENV PATH=/opt/card-classifier/bin:$PATH HOME=/tmp LOGNAME=card-classifier PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MPLBACKEND=agg DVC_NO_ANALYTICS=1 WANDB_SILENT=true
 USER 10001:10001
@@ -89,7 +90,7 @@ RUN cd /opt/card-classifier/lib/python3.*/site-packages \
  && python3 -m compileall -q alembic anyio card_classifier fastapi h11 httptools prometheus_client psycopg pydantic python_multipart sqlalchemy/dialects/postgresql sqlalchemy/dialects/sqlite starlette uvicorn \
  && python3 -c "import gradio, card_classifier.cli, card_classifier.serving.api, card_classifier.serving.demo; from card_classifier.serving.predictor import Predictor; Predictor()" \
  && install -d -o 10001 -g 10001 /data \
- && chmod go-w /var/tmp /run/lock \
+ && find / -xdev -type d -perm -o+w ! -path /tmp -exec chmod o-w {} + \
  && rm -rf /tmp/*
 ENV PYTHONDONTWRITEBYTECODE=1
 WORKDIR /data

@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
 def podman_options() -> list[str]:
     "How podman runs containers where there is no systemd."
     runtime = ["--runtime", "runc"] if shutil.which("runc") else []
-    return [*store_options(), *([] if answers("systemctl", "is-system-running", "--quiet") else ["--cgroup-manager", "cgroupfs", *runtime])]
+    return [*store_options(), *([] if Path("/run/systemd/system").exists() else ["--cgroup-manager", "cgroupfs", *runtime])]
 
 
 def engine(*arguments: str, check: bool = True, timeout: float = 600, content: bytes | None = None) -> subprocess.CompletedProcess:
