@@ -326,6 +326,13 @@ def test_a_killed_worker_is_replaced(tiny_bundle, tmp_path):
         wait_for(lambda: len([name for name in numbers(address) if name.startswith("card_classifier_process_resident_bytes")]) == 2)
 
 
+def test_workers_do_not_outlive_a_killed_supervisor(tiny_bundle, tmp_path):
+    with serving(tmp_path, tiny_bundle, "--no-demo", workers=2) as (_, process, _):
+        workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        process.kill()
+        assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=30)[1]
+
+
 def test_stopping_finishes_what_was_accepted_and_writes_it_down(tiny_bundle, tmp_path):
     with serving(tmp_path, tiny_bundle, "--no-demo", workers=2, database="sqlite:///records.sqlite") as (address, process, folder):
         def ask(_):

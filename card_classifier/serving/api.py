@@ -16,6 +16,7 @@ import asyncio
 import dataclasses
 import hmac
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -463,9 +464,11 @@ class Site:
             await asyncio.to_thread(self.service.reload)
 
     async def take_readings(self)->None:
-        "Keeps this worker's gauges fresh, whichever worker is asked for the metrics."
+        "Keeps this worker's gauges fresh, whichever worker is asked for the metrics; ends the worker when its supervisor was killed."
+        supervisor = multiprocessing.parent_process()
         while True:
             self.metrics.look(self.service.records)
+            if supervisor is not None and not supervisor.is_alive(): signal.raise_signal(signal.SIGTERM)
             await asyncio.sleep(2)
 
     async def demo_page(self)->ASGIApp:
