@@ -51,6 +51,7 @@ def serving(folder, bundle, *options, environment=(), workers=1, database="none"
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
         else: raise AssertionError("not ready: " + (folder / "log").read_text())
+        wait_for(lambda: sum(event["event"] == "ready" for event in events(folder)) >= workers, 60)
         yield address, process, folder
     finally:
         process.terminate()

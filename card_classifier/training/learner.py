@@ -84,7 +84,7 @@ def peak_memory()->float:
 # %% ../../nbs/training/01_learner.ipynb #e1be3ff7
 class Bfloat16(Callback):
     "Forward pass and loss in bfloat16 where that is safe; weights and gradients stay in float32."
-    order = 10
+    order, autocast = -10, None  # before `StopWhenNotFinite`, which may end the batch
 
     def before_batch(self):
         self.autocast = torch.autocast(self.dls.device.type, dtype=torch.bfloat16)
@@ -92,7 +92,13 @@ class Bfloat16(Callback):
 
     def after_pred(self): self.learn.pred = self.pred.float()
 
-    def after_loss(self): self.autocast.__exit__(None, None, None)
+    def after_loss(self): self.leave()
+
+    def after_batch(self): self.leave()  # also when the batch was ended by an error: bfloat16 must not leak into what comes after
+
+    def leave(self):
+        if self.autocast is not None: self.autocast.__exit__(None, None, None)
+        self.autocast = None
 
 # %% ../../nbs/training/01_learner.ipynb #d2ab16af
 class SeedEachEpoch(Callback):
