@@ -67,7 +67,7 @@ def events(folder):
     return [json.loads(line) for line in (folder / "log").read_text().splitlines() if line.startswith("{")]
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     "Waits until `condition()` holds."
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -322,7 +322,7 @@ def test_a_killed_worker_is_replaced(tiny_bundle, tmp_path):
         workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
         assert len(workers) == 2
         workers[0].kill()
-        wait_for(lambda: sum(event["event"] == "ready" for event in events(folder)) == 3, seconds=40)
+        wait_for(lambda: sum(event["event"] == "ready" for event in events(folder)) == 3, seconds=120)
         for _ in range(20): assert httpx.post(address + "/v1/predict", content=encoded(1)).status_code == 200
         wait_for(lambda: len([name for name in numbers(address) if name.startswith("card_classifier_process_resident_bytes")]) == 2)
 
