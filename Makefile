@@ -90,11 +90,11 @@ attacks: setup ## Try to break the service: nbs/runs/attacks.ipynb, in place
 	nbdev_clean --fname nbs/runs/attacks.ipynb
 
 TARGET ?= serve
-image: setup ## Build the container image (TARGET=train for the training stack), with docker or else buildah
-	python tests/image/build.py $(TARGET)
+image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah
+	python3 tests/image/build.py $(TARGET)
 
-image-test: setup ## Start the built image for real: read-only, unprivileged; size, readiness, health, stopping
-	python tests/image/check.py $(TARGET)
+image-test: ## Start the built image for real: read-only, unprivileged; size, readiness, health, stopping
+	python3 tests/image/check.py $(TARGET)
 
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info

@@ -550,6 +550,10 @@ class Supervisor(Multiprocess):
     def handle_hup(self):
         for process in self.processes: os.kill(process.pid, signal.SIGHUP)
 
+    def terminate_all(self):
+        for listening in self.sockets: listening.close() # Else a client that connects now would wait for workers that have stopped accepting
+        super().terminate_all()
+
     def keep_subprocess_alive(self):
         before = {process.pid for process in self.processes}
         super().keep_subprocess_alive()
