@@ -219,7 +219,8 @@ def execute_run(
         follower = threading.Thread(target=follow, args=(run/"progress.json", report, ended), daemon=True)
         follower.start()
         try:
-            papermill.execute_notebook(root/"nbs"/"runs"/"train.ipynb", record, parameters={"run_folder": run.relative_to(root).as_posix()}, cwd=str(root), kernel_name="python3", progress_bar=False, config=private)
+            notebook = {"classify": "train.ipynb", "find": "finder.ipynb"}[load_settings(run).model.task]
+            papermill.execute_notebook(root/"nbs"/"runs"/notebook, record, parameters={"run_folder": run.relative_to(root).as_posix()}, cwd=str(root), kernel_name="python3", progress_bar=False, config=private)
         except PapermillExecutionError as error:
             raise CommandError(f"{error.evalue} ({error.ename}; the whole story: {record})") from None
         finally:

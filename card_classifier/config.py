@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETTINGS_FILE', 'SettingsError', 'setting', 'require', 'DataSettings', 'AugmentSettings', 'ModelSettings',
-           'TrainSettings', 'EvaluationSettings', 'TrackingSettings', 'ServeSettings', 'Settings', 'setting_rows',
-           'cgroup_cpus', 'available_cpus', 'is_checkout', 'find_checkout', 'checkout', 'check_override', 'experiments',
-           'as_settings', 'compose', 'save_settings', 'load_settings', 'new_run']
+           'SceneSettings', 'TrainSettings', 'EvaluationSettings', 'TrackingSettings', 'ServeSettings', 'Settings',
+           'setting_rows', 'cgroup_cpus', 'available_cpus', 'is_checkout', 'find_checkout', 'checkout',
+           'check_override', 'experiments', 'as_settings', 'compose', 'save_settings', 'load_settings', 'new_run']
 
 # %% ../nbs/01_config.ipynb #c7f470a4
 import dataclasses
@@ -85,13 +85,28 @@ class AugmentSettings:
 @dataclass
 class ModelSettings:
     "Which network."
+    task:str = setting("classify", "classify (which card an image shows) or find (where the cards of a photograph lie)")
     arch:str = setting("mobilenetv2_100", "Name of a timm backbone")
     pretrained:bool = setting(True, "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
     drop_rate:float = setting(0.2, "Dropout before the classifier, a probability")
 
     def __post_init__(self):
+        require(self.task in ("classify", "find"), f"model.task must be classify or find, got {self.task!r}")
         require(bool(self.arch.strip()), "model.arch must name a timm backbone, for instance mobilenetv2_100")
         require(0 <= self.drop_rate < 1, f"model.drop_rate must be at least 0 and below 1, got {self.drop_rate}")
+
+@dataclass
+class SceneSettings:
+    "Composed photographs, from which the finder learns."
+    n_train:int = setting(4000, "Scenes of one epoch; every epoch has new ones")
+    n_valid:int = setting(320, "Scenes for validation, always the same, with decks of designs that training doesn't show")
+    n_decks:int = setting(24, "Rendered decks that are laid out")
+    n_photographed:int = setting(1500, "Training images, at most, that are cut out and laid out too; 0: none")
+
+    def __post_init__(self):
+        for name in ("n_train", "n_valid", "n_decks"):
+            require(getattr(self, name) >= 1, f"scenes.{name} must be at least 1, got {getattr(self, name)}")
+        require(self.n_photographed >= 0, f"scenes.n_photographed must not be negative, got {self.n_photographed}")
 
 # %% ../nbs/01_config.ipynb #d18cfc82
 @dataclass
@@ -191,6 +206,7 @@ class Settings:
     data:DataSettings = field(default_factory=DataSettings)
     augment:AugmentSettings = field(default_factory=AugmentSettings)
     model:ModelSettings = field(default_factory=ModelSettings)
+    scenes:SceneSettings = field(default_factory=SceneSettings)
     train:TrainSettings = field(default_factory=TrainSettings)
     evaluation:EvaluationSettings = field(default_factory=EvaluationSettings)
     tracking:TrackingSettings = field(default_factory=TrackingSettings)

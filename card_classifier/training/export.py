@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'INPUT', 'OUTPUT', 'CODE', 'MAX_PROBABILITY_GAP', 'ExportError', 'PixelsToLogits', 'strip_notes',
-           'check_onnx', 'onnx_bytes', 'git', 'code_version', 'export_bundle', 'Parity', 'compare', 'check_parity']
+           'check_onnx', 'finished', 'onnx_bytes', 'git', 'code_version', 'export_bundle', 'Parity', 'compare',
+           'check_parity']
 
 # %% ../../nbs/training/03_export.ipynb #0931a433
 import copy
@@ -86,6 +87,15 @@ def check_onnx(
         raise ExportError("the exported weights lie outside the file")
 
 # %% ../../nbs/training/03_export.ipynb #cda3d2dc
+def finished(
+    exported:Any, # An onnx ModelProto; changed
+)->bytes:         # The same graph always gives the same bytes
+    "A graph without notes, as the content of a file."
+    strip_notes(exported.graph)
+    exported.ClearField("metadata_props")
+    exported.producer_version = torch.__version__.partition("+")[0] # Without the CUDA version, which changes nothing in the file
+    return exported.SerializeToString(deterministic=True)
+
 def onnx_bytes(
     model:nn.Module,      # Takes normalised float images (n, 3, size, size), gives logits (n, 53); not changed
     input_size:int,       # Side of its images in pixels
@@ -102,12 +112,9 @@ def onnx_bytes(
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(f"{type(model).__name__} can't be exported at {input_size} px: {reason}") from error
-    exported = program.model_proto
-    strip_notes(exported.graph)
-    exported.ClearField("metadata_props")
-    exported.producer_version = torch.__version__.partition("+")[0] # Without the CUDA version, which changes nothing in the file
-    check_onnx(exported, input_size)
-    return exported.SerializeToString(deterministic=True)
+    content = finished(program.model_proto)
+    check_onnx(program.model_proto, input_size)
+    return content
 
 # %% ../../nbs/training/03_export.ipynb #6d2895d1
 CODE = ("nbs", "card_classifier", "configs", "settings.ini") # What can change a result

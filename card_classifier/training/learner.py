@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -297,6 +298,8 @@ def build_learner(
     settings:Settings,     # All settings of the run
     loaders:DataLoaders,   # From `make_dataloaders`
     model:nn.Module,       # From `create_model`
+    loss:Callable|None=None, # Of answers and targets; None: cross entropy, smoothed as the settings say
+    metric:Callable=accuracy, # Of answers and targets, for each epoch's row
 )->Learner:                # fastai's, ready for `train`
     "A fastai Learner with the callbacks that the settings ask for."
     train, device = settings.train, loaders.device
@@ -307,7 +310,7 @@ def build_learner(
     if train.channels_last: callbacks.append(ChannelsLast())
     if choose_precision(settings, device) == "bf16": callbacks.append(Bfloat16())
     return Learner(
-        loaders, model.to(device), loss_func=CrossEntropyLossFlat(label_smoothing=train.label_smoothing), metrics=accuracy,
+        loaders, model.to(device), loss_func=loss or CrossEntropyLossFlat(label_smoothing=train.label_smoothing), metrics=metric,
         opt_func=partial(Adam, decouple_wd=True), wd=train.weight_decay, splitter=backbone_and_classifier, cbs=callbacks,
     )
 
