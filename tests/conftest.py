@@ -1,6 +1,7 @@
 "What several test files share: a tiny but real bundle whose right answers are known."
 
 import itertools
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from onnx.numpy_helper import from_array
 from PIL import Image
 
 from card_classifier.bundle import BundleInfo, write_bundle
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs that way, and every process started here would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("any machine")
