@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SIGNATURES', 'USE_INSTEAD', 'OTHER_FILES', 'MAX_PIXELS', 'REDUCED_BONUS', 'DRAFT_MARGIN', 'MAX_FILE_BYTES',
            'ORIENTATION_TAG', 'TURNS', 'WHITE_LEVELS', 'ImageSource', 'BUNDLE_FORMAT', 'BUNDLE_FILE', 'MODEL_FILE',
-           'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'ImageError', 'EmptyImageError', 'NotAnImageError',
+           'FINDER_FILE', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'ImageError', 'EmptyImageError', 'NotAnImageError',
            'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError', 'image_format', 'open_picture',
            'what_it_is', 'reduce_and_check', 'turn_upright', 'eight_bits', 'to_rgb', 'only_image_errors',
            'decode_bytes', 'read_file', 'picture_of_array', 'decode_image', 'resize_image', 'prepare_image', 'softmax',
-           'BundleError', 'BundleInfo', 'is_number', 'info_problems', 'bundle_json', 'make_room', 'write_bundle',
-           'parse_bundle_json', 'read_bundle', 'released_folder', 'released_bundle']
+           'BundleError', 'BundleInfo', 'is_number', 'is_finder_told', 'info_problems', 'bundle_json', 'make_room',
+           'write_bundle', 'parse_bundle_json', 'read_bundle', 'released_folder', 'released_bundle']
 
 # %% ../nbs/02_bundle.ipynb #257cf313
 import codecs
@@ -291,9 +291,10 @@ def softmax(
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 # %% ../nbs/02_bundle.ipynb #6b0fd722
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 BUNDLE_FILE = "bundle.json"
 MODEL_FILE = "model.onnx"
+FINDER_FILE = "finder.onnx"
 
 class BundleError(ValueError):
     "A bundle can't be used; the message says why and what to do."
@@ -312,6 +313,7 @@ class BundleInfo:
     architecture:str            # timm name of the backbone
     class_names:list[str] = field(default_factory=lambda: list(CLASS_NAMES)) # In the order of the logits
     engine:dict = field(default_factory=dict)      # Hints for the inference engine
+    finder:dict = field(default_factory=dict)      # Of the network that finds cards: `input_size`, `threshold`, and what else there is to say; empty without one
     training:dict = field(default_factory=dict)    # The resolved settings of the run
     data:dict = field(default_factory=dict)        # Name, checksum, counts, is_real
     code_version:str = ""                          # Version or commit of the code that trained it
@@ -335,6 +337,13 @@ def is_number(
     "Whether `value` is a finite number."
     return isinstance(value, int|float) and not isinstance(value, bool) and math.isfinite(value)
 
+def is_finder_told(
+    finder:dict, # From anywhere
+)->bool:
+    "Whether all is there that finding needs."
+    threshold = finder.get("threshold")
+    return finder.get("input_size") in INPUT_SIZES and is_number(threshold) and 0 <= threshold <= 1
+
 def info_problems(
     info:BundleInfo, # From anywhere
 )->list[str]:        # One sentence each; empty if all is well
@@ -354,6 +363,7 @@ def info_problems(
         "temperature must be above 0": info.temperature > 0,
         "rejection_threshold must be from 0 to 1": 0 <= info.rejection_threshold <= 1,
         f"files must be plain names, {MODEL_FILE} among them": names_are_plain and MODEL_FILE in info.files,
+        f"finder must have an input_size and a threshold from 0 to 1 if there is a {FINDER_FILE}, and else be empty": is_finder_told(info.finder) if FINDER_FILE in info.files else not info.finder,
         "files must have SHA-256 checksums": sums_are_sums,
     }
     return [claim for claim, holds in claims.items() if not holds]
@@ -389,23 +399,26 @@ def write_bundle(
     folder:str|Path,       # Where it goes; made, with its parents
     info:BundleInfo,       # What is said about the model; `files` is filled in here
     model:bytes|str|Path,  # The ONNX file, or where it lies
+    finder:bytes|str|Path|None=None, # The finder's ONNX file, or where it lies, if the bundle is to have one
     overwrite:bool=False,  # Whether a different bundle in `folder` may be replaced
 )->Path:                   # The folder
     "Writes a bundle, whole or not at all. Raises `BundleError` if the description is wrong or something is in the way."
     folder = Path(folder).absolute()
-    content = model if isinstance(model, bytes) else Path(model).read_bytes()
-    info = dataclasses.replace(info, files={MODEL_FILE: hashlib.sha256(content).hexdigest()})
+    given = {MODEL_FILE: model, **({FINDER_FILE: finder} if finder is not None else {})}
+    contents = {name: file if isinstance(file, bytes) else Path(file).read_bytes() for name, file in given.items()}
+    info = dataclasses.replace(info, files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
     problems = info_problems(info)
     if problems:
         raise BundleError(f"the bundle's description is wrong: {'; '.join(problems)}")
     text = bundle_json(info)
     if (folder / BUNDLE_FILE).is_file() and (folder / BUNDLE_FILE).read_text(encoding="utf-8") == text:
-        if (folder / MODEL_FILE).is_file() and (folder / MODEL_FILE).read_bytes() == content:
+        if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in contents.items()):
             return folder
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     draft.mkdir(parents=True)
     try:
-        (draft / MODEL_FILE).write_bytes(content)
+        for name, content in contents.items():
+            (draft / name).write_bytes(content)
         (draft / BUNDLE_FILE).write_text(text, encoding="utf-8", newline="\n")
         make_room(folder, overwrite)
         draft.rename(folder)

@@ -243,17 +243,18 @@ def run_rows(
     place = run.relative_to(root) if run.is_relative_to(root) else run
     kind = "" if metrics["data"]["kind"] == "real" else " of rendered decks"
     rows = [(f"accuracy on {split}{kind}", percent(metrics[split])) for split in ("valid", "test") if split in metrics]
-    return [*rows, ("started from", metrics["weights"]), ("minutes of training", f"{metrics['minutes']:.1f}"), ("executed notebook", place/"train.ipynb"), ("figures", place/"figures"), ("metrics", place/"metrics.json"), ("bundle", place/"bundle")]
+    if "corner_error" in metrics: rows.append(("corners off on scenes, of the diagonal", f"{100*metrics['corner_error']:.2f} %"))
+    return [*rows, ("started from", metrics["weights"]), ("minutes of training", f"{metrics['minutes']:.1f}"), ("executed notebook", place/"train.ipynb"), ("figures", place/"figures"), ("metrics", place/"metrics.json"), ("finder", place/"finder.onnx") if "corner_error" in metrics else ("bundle", place/"bundle")]
 
 # %% ../nbs/cli.ipynb #ff74eaee
 @app.command()
 @one_line_errors
 def train(
     overrides:Annotated[list[str] | None, typer.Argument(help="For instance train.epochs=12; all settings: card-classifier settings")] = None,
-    experiment:Annotated[str, typer.Option("--experiment", "-e", help="quick (rendered decks), cpu or gpu (real data), or your own file under configs/")] = "cpu",
+    experiment:Annotated[str, typer.Option("--experiment", "-e", help="quick (rendered decks), cpu or gpu (real data), finder (the network that finds cards in photographs), or your own file under configs/")] = "cpu",
     resume:Annotated[str, typer.Option(help="Go on with this run: its name, a part of it, or latest")] = "",
 ):
-    "Trains, evaluates and exports a network: executes nbs/runs/train.ipynb with papermill."
+    "Trains, evaluates and exports a network: executes nbs/runs/train.ipynb (or finder.ipynb) with papermill."
     root, overrides = checkout(), list(overrides or [])
     from filelock import FileLock, Timeout
     settings = resumed_settings(found := find_run(root/"outputs", resume), overrides) if resume else compose(experiment, overrides)
@@ -269,6 +270,9 @@ def train(
         try: execute_run(root, run)
         except KeyboardInterrupt:
             raise CommandError(f"stopped. Finished epochs are kept; go on with: card-classifier train --resume {run.name}") from None
+    if settings.model.task == "find":
+        print_table(run.name, ["", ""], run_rows(root, run))
+        return typer.echo(f"next: card-classifier export CLASSIFIER_RUN --finder {run.name}")
     print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
     typer.echo(f"next: card-classifier predict --bundle {run.name} PHOTO.jpg, or card-classifier evaluate {run.name}")
 
@@ -335,14 +339,26 @@ def evaluate_command(
 def export(
     run:Annotated[str, typer.Argument(help="A run: its name, a part of it, or latest")],
     to:Annotated[str, typer.Option(help="Folder for the bundle; without it the package's own, which makes it the released one")] = "",
+    finder:Annotated[str, typer.Option(help="A run of the experiment finder: its network, which finds cards in photographs, goes into the bundle too")] = "",
+    threshold:Annotated[float, typer.Option(help="Smallest score of a place that the finder takes for a card", min=0, max=1)] = 0.4,
+    whole_threshold:Annotated[float, typer.Option(help="Smallest probability of a picture that is read as a whole because no card was found in it", min=0, max=1)] = 0.9,
 ):
     "Copies the bundle of a run, checked, to where it is to be served from."
-    from card_classifier.bundle import MODEL_FILE, read_bundle, released_folder, write_bundle
+    from dataclasses import replace
+    from card_classifier.bundle import FINDER_FILE, MODEL_FILE, read_bundle, released_folder, write_bundle
     bundle = find_bundle(run)
     target = Path(to) if to else released_folder()
     info = read_bundle(bundle)
-    write_bundle(target, info, bundle/MODEL_FILE, overwrite=True)
-    typer.echo(f"{info.name} ({info.architecture}, {info.input_size} px) is now in {target}")
+    finder_file = bundle/FINDER_FILE if info.finder else None
+    if finder:
+        found = find_run(checkout()/"outputs", finder)
+        finder_file = found/FINDER_FILE
+        if not finder_file.is_file(): raise CommandError(f"the run {found.name} has no {FINDER_FILE}; train one with: card-classifier train --experiment finder")
+        metrics = json.loads((found/"metrics.json").read_text(encoding="utf-8"))
+        info = replace(info, finder={"run": found.name, "threshold": threshold, "whole_threshold": whole_threshold, **{name: metrics[name] for name in ("input_size", "arch", "weights", "data", "minutes", "corner_error")}})
+    write_bundle(target, info, (bundle/MODEL_FILE).read_bytes(), finder_file and finder_file.read_bytes(), overwrite=True)
+    with_finder = f" with the finder {info.finder.get('run', '')}" if info.finder else ""
+    typer.echo(f"{info.name} ({info.architecture}, {info.input_size} px){with_finder} is now in {target}")
     typer.echo(f"next: card-classifier predict {f'--bundle {target} ' if to else ''}PHOTO.jpg")
 
 # %% ../nbs/cli.ipynb #f2881f22
@@ -368,7 +384,7 @@ def answer(
 )->dict:        # What `--json` prints
     "The prediction for one photo, or what is wrong with it, as one dictionary with the same keys either way."
     from card_classifier.bundle import ImageError
-    empty = {"card": None, "probability": None, "top": [], "is_rejected": None, "rejection_reason": None, "model_version": predictor.info.model_version, "milliseconds": {}}
+    empty = {"card": None, "probability": None, "top": [], "is_rejected": None, "rejection_reason": None, "cards": [], "model_version": predictor.info.model_version, "milliseconds": {}}
     try:
         if Path(name).is_dir(): raise ImageError("a folder without pictures")
         source = sys.stdin.buffer.read() if name == "-" else Path(name)
@@ -382,7 +398,9 @@ def prediction_row(
     "One photo as a row for people."
     from card_classifier.cards import Card
     if found["error"]: return (found["file"], "—", "", found["error"])
-    others = ", ".join(f"{Card.parse(one['card']).short_name} {100*one['probability']:.1f} %" for one in found["top"][1:3])
+    def told(cards): return ", ".join(f"{Card.parse(one['card']).short_name} {100*one['probability']:.1f} %" for one in cards)
+    more = [one for one in found["cards"][1:] if not one["is_rejected"]]
+    others = f"{len(more)} more: {told(more)}" if more else f"else {told(found['top'][1:3])}"
     name = f"{Card.parse(found['card']).short_name}  {found['card']}"
     return (found["file"], f"no card? ({name})" if found["is_rejected"] else name, f"{100*found['probability']:.1f} %", found["rejection_reason"] if found["is_rejected"] else others)
 

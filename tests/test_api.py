@@ -90,7 +90,7 @@ def test_one_image_as_the_body(service):
     assert answer.status_code == 200 and answer.headers["x-request-id"] == said["request_id"]
     [prediction] = said["predictions"]
     assert (prediction["card"], len(prediction["top"]), prediction["error"], said["recorded"]) == (CARDS[31].class_name, 3, None, "queued")
-    assert {"receive", "wait", "decode", "resize", "network", "total"} == said["timings"].keys()
+    assert {"receive", "wait", "decode", "find", "network", "total"} == said["timings"].keys()
     assert said["timings"]["total"] >= said["timings"]["network"] > 0
 
 
@@ -325,6 +325,19 @@ def test_a_killed_worker_is_replaced(tiny_bundle, tmp_path):
         wait_for(lambda: sum(event["event"] == "ready" for event in events(folder)) == 3, seconds=120)
         for _ in range(20): assert httpx.post(address + "/v1/predict", content=encoded(1)).status_code == 200
         wait_for(lambda: len([name for name in numbers(address) if name.startswith("card_classifier_process_resident_bytes")]) == 2)
+
+
+def test_a_worker_that_starts_beside_a_bad_bundle_serves_the_latest_good_one(tiny_bundle, tiny_info, tmp_path):
+    live = shutil.copytree(tiny_bundle, tmp_path / "live")
+    newer = write_bundle(tmp_path / "newer", dataclasses.replace(tiny_info, model_version="tiny-4"), colour_network())
+    with serving(tmp_path / "service", live, "--no-demo", "--watch-seconds", "0.2", workers=2) as (address, process, folder):
+        for name in ("model.onnx", "bundle.json"): shutil.copy(newer / name, live / name)
+        wait_for(lambda: sum(event["event"] == "new bundle in service" for event in events(folder)) >= 2)
+        (live / "model.onnx").write_bytes(b"broken")
+        next(child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())).kill()
+        wait_for(lambda: sum(event["event"] == "ready" for event in events(folder)) == 3, seconds=120)
+        assert {httpx.get(address + "/v1/model").json()["model_version"] for _ in range(20)} == {"tiny-4"}
+        assert any("the latest good one goes on" in event["event"] for event in events(folder))
 
 
 def test_workers_do_not_outlive_a_killed_supervisor(tiny_bundle, tmp_path):

@@ -399,8 +399,8 @@ def test_a_bundle_is_read_as_it_was_written(tiny_info, tmp_path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"format": 2}, "update card_classifier"),
-        ({"format": 0}, "export the model again"),
+        ({"format": 3}, "update card_classifier"),
+        ({"format": 1}, "export the model again"),
         ({"format": "1"}, "does not describe a bundle"),
         ({"format": True}, "does not describe a bundle"),
         ({"temperature": 0}, "temperature must be above 0"),

@@ -88,7 +88,7 @@ def test_what_a_prediction_says(predictor, tiny_info):
     assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1)
     assert len({card for card, _ in prediction.top}) == len(CARDS)
     assert prediction.model_version == tiny_info.model_version
-    assert list(prediction.milliseconds) == ["decode", "resize", "network"] and min(prediction.milliseconds.values()) >= 0
+    assert list(prediction.milliseconds) == ["decode", "find", "network"] and min(prediction.milliseconds.values()) >= 0
     assert "joker" in str(prediction) and "JKR" in prediction._repr_html_()
 
 

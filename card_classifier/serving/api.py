@@ -6,10 +6,10 @@
 __all__ = ['API_KEYS_VARIABLE', 'API_PATHS', 'SECURITY_HEADERS', 'API_POLICY', 'PAGE_POLICY', 'LINGER_SECONDS', 'KNOWN_ROUTES',
            'CARD_EXAMPLE', 'NO_CARD_EXAMPLE', 'EVERYWHERE', 'PREDICT_BODY', 'DESCRIPTION', 'SETTINGS_VARIABLE',
            'HEADER_SECONDS', 'MAX_HEADERS', 'FileParts', 'boundary_of', 'read_files', 'api_keys', 'is_key_right',
-           'problem_response', 'Exchange', 'Guard', 'ProblemAnswer', 'Candidate', 'FileAnswer', 'PredictAnswer',
-           'Feedback', 'FeedbackAnswer', 'ModelAnswer', 'Health', 'may_answer', 'json_response', 'add_predict',
-           'add_others', 'add_problems', 'Site', 'make_app', 'CarefulProtocol', 'shared_folder', 'Supervisor', 'bind',
-           'serve']
+           'problem_response', 'Exchange', 'Guard', 'ProblemAnswer', 'Candidate', 'CardAnswer', 'FileAnswer',
+           'PredictAnswer', 'Feedback', 'FeedbackAnswer', 'ModelAnswer', 'Health', 'may_answer', 'json_response',
+           'add_predict', 'add_others', 'add_problems', 'Site', 'make_app', 'CarefulProtocol', 'shared_folder',
+           'Supervisor', 'bind', 'serve']
 
 # %% ../../nbs/serving/04_api.ipynb #3009c9e7
 import asyncio
@@ -18,6 +18,7 @@ import hmac
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -47,10 +48,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 import card_classifier
+from ..bundle import released_bundle
 from ..config import ServeSettings, available_cpus
 from .predictor import Examined, Predictor
 from .records import Records
-from .service import TITLES, DemoService, Metrics, Place, Problem, SentFile, Service, answer_request, give_feedback, log, start_logs, take_place, warm_up
+from .service import SPARE_VARIABLE, TITLES, DemoService, Metrics, Place, Problem, SentFile, Service, answer_request, copy_bundle, give_feedback, log, start_logs, take_place, warm_up
 
 # %% ../../nbs/serving/04_api.ipynb #47e7a6c3
 class FileParts:
@@ -258,16 +260,26 @@ class Candidate(BaseModel):
     card:str = Field(examples=[CARD_EXAMPLE])
     probability:float = Field(ge=0, le=1, examples=[0.993])
 
+class CardAnswer(BaseModel):
+    "One card of a photo."
+    card:str = Field(description="The likeliest card, also when rejected", examples=[CARD_EXAMPLE])
+    probability:float = Field(ge=0, le=1, examples=[0.993])
+    corners:list[list[float]]|None = Field(description="Four pairs [x, y] as shares of the photo's width and height, clockwise from a top left corner of the card (it has two); beyond 0 and 1 where the frame cuts it. Null where the picture was read as a whole",
+        examples=[[[0.31, 0.22], [0.58, 0.24], [0.57, 0.71], [0.29, 0.69]]])
+    is_rejected:bool = Field(examples=[False])
+    rejection_reason:str|None = Field(examples=[None, NO_CARD_EXAMPLE])
+
 class FileAnswer(BaseModel):
     "What is said about one file."
     file:str = Field(description="The file's name as sent, or `body`", examples=["photo.jpg"])
-    card:str|None = Field(description="The likeliest card, also when rejected; null if the file can't be read", examples=[CARD_EXAMPLE])
+    card:str|None = Field(description="The likeliest card, also when rejected, of several the largest; null if the file can't be read", examples=[CARD_EXAMPLE])
     probability:float|None = Field(description="Calibrated probability that it is this card", examples=[0.993])
     top:list[Candidate] = Field(description="The likeliest cards, best first")
     is_rejected:bool|None = Field(description="Whether the answer is: no card here", examples=[False])
     rejection_reason:str|None = Field(examples=[None, NO_CARD_EXAMPLE])
+    cards:list[CardAnswer] = Field(description="Every card of the photo, the largest first; the fields above speak of the largest")
     model_version:str = Field(examples=["7194c9219906"])
-    milliseconds:dict[str, float] = Field(description="Spent on this file by stage", examples=[{"decode": 0.5, "resize": 0.0, "network": 4.1}])
+    milliseconds:dict[str, float] = Field(description="Spent on this file by stage", examples=[{"decode": 0.5, "find": 0.1, "network": 4.1}])
     error:ProblemAnswer|None = Field(description="Why this file could not be read; the other files are answered all the same")
 
 class PredictAnswer(BaseModel):
@@ -275,7 +287,7 @@ class PredictAnswer(BaseModel):
     request_id:str = Field(description="For feedback and for questions", examples=["5f1c0f6f0e5b4b1f9f0c6f1f2a3b4c5d"])
     model_version:str = Field(examples=["7194c9219906"])
     recorded:Literal["off", "queued", "written", "lost"] = Field(description="Whether the answers are recorded; `written` only with record=wait")
-    timings:dict[str, float] = Field(description="Milliseconds by stage, of the whole request", examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "resize": 0.0, "network": 4.1, "total": 5.3}])
+    timings:dict[str, float] = Field(description="Milliseconds by stage, of the whole request", examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "find": 0.1, "network": 4.1, "total": 5.3}])
     predictions:list[FileAnswer] = Field(description="One for each file, in the order of the files")
 
 class Feedback(BaseModel):
@@ -299,6 +311,7 @@ class ModelAnswer(BaseModel):
     input_size:int
     temperature:float
     rejection_threshold:float
+    finder:dict = Field(description="Of the network that finds cards in a photo; empty without one")
     class_names:list[str]
     data:dict
     metrics:dict
@@ -587,6 +600,9 @@ def serve(
     if settings.database not in ("", "none"): Records(settings.database).close() # Likewise; and the tables are made before several workers want to
     os.environ[SETTINGS_VARIABLE] = json.dumps(dataclasses.asdict(settings))
     numbers = shared_folder()
+    spare = tempfile.mkdtemp(prefix="card_classifier-bundle-")
+    os.environ[SPARE_VARIABLE] = str(Path(spare) / "bundle")
+    copy_bundle(Path(settings.bundle) if settings.bundle else released_bundle(), Path(spare) / "bundle")
     if n_workers > 1: os.environ["PROMETHEUS_MULTIPROC_DIR"] = numbers
     start_logs(settings)
     listening = bind(settings.host, settings.port)
@@ -601,5 +617,4 @@ def serve(
         else: uvicorn.Server(config).run(sockets=[listening])
     finally:
         listening.close()
-        for file in Path(numbers).glob("*"): file.unlink(missing_ok=True)
-        Path(numbers).rmdir()
+        for folder in (numbers, spare): shutil.rmtree(folder, ignore_errors=True)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['log', 'NOT_NOTED', 'EXAMPLES', 'EXAMPLE_NAMES', 'UPLOAD_BYTES', 'KEEP_SECONDS', 'LOOK_SECONDS', 'LEAST_BYTES',
            'COLOURS', 'STYLE_COLOURS', 'STYLE_PAGE', 'STYLE_ANSWER', 'STYLE_REST', 'STYLE', 'PAGE_SCRIPT', 'ICON',
-           'HEADER', 'LIVE', 'CLICKED', 'SENT', 'STATELESS', 'building', 'FOR_EVER', 'KINDS', 'EVENT_BYTES',
-           'EVENT_KEYS', 'POLICY', 'PAGE_HEADERS', 'NOTHING_TO_SEE', 'Service', 'ask', 'tell', 'examples_html',
-           'UploadsFullError', 'UploadGoneError', 'upload_folder', 'Uploads', 'demo_theme', 'page_head', 'look_at',
-           'look_at_many', 'detail', 'photo_tab', 'many_tab', 'build_demo', 'Refusal', 'refusal_response', 'bounded',
-           'page_file', 'file_response', 'check_files', 'checked_event', 'clean_page', 'inner_response', 'Door',
-           'demo_app', 'mount_demo']
+           'HEADER', 'LIVE', 'CLICKED', 'SENT', 'STATELESS', 'OUTLINED_SIDE', 'building', 'FOR_EVER', 'KINDS',
+           'EVENT_BYTES', 'EVENT_KEYS', 'POLICY', 'PAGE_HEADERS', 'NOTHING_TO_SEE', 'Service', 'ask', 'tell',
+           'examples_html', 'UploadsFullError', 'UploadGoneError', 'upload_folder', 'Uploads', 'demo_theme',
+           'page_head', 'look_at', 'look_at_many', 'detail', 'photo_tab', 'many_tab', 'build_demo', 'Refusal',
+           'refusal_response', 'bounded', 'page_file', 'file_response', 'check_files', 'checked_event', 'clean_page',
+           'inner_response', 'Door', 'demo_app', 'mount_demo']
 
 # %% ../../nbs/serving/03_demo.ipynb #636d8142
 import asyncio
@@ -240,6 +240,8 @@ STYLE_REST = """
 #many{gap:16px} #photos{border-radius:14px} #photos [data-testid=upload-text]{font-size:0} #photos [data-testid=upload-text] *{display:none} #photos [data-testid=upload-text]::after{content:"Drop photos here, paste them, or choose some";font-size:16px} .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:16px;margin-top:12px} .gallery figure{margin:0;background:var(--panel);border:1px solid var(--line);border-radius:14px;overflow:hidden;display:flex;flex-direction:column}
 .gallery .photo{position:relative;aspect-ratio:1;background:var(--bar)} .gallery .photo img{position:absolute;inset:0;width:100%;height:100%;object-fit:cover;display:block;margin:0} .gallery .badge{position:absolute;right:8px;bottom:8px;width:60px;filter:drop-shadow(0 3px 6px #0007)} .gallery .blank{position:absolute;inset:14% 30%;color:var(--soft);display:grid;place-items:center}
 .gallery figcaption{display:flex;flex-direction:column;gap:2px;padding:10px 12px 12px;font-size:14px;color:var(--ink)} .gallery .file{color:var(--soft);overflow:hidden;text-overflow:ellipsis;white-space:nowrap} .gallery figcaption button{align-self:start;margin-top:6px;padding:6px 10px;border:1px solid var(--line);border-radius:8px;background:none;color:var(--ink);cursor:pointer;font-size:13px} .gallery figcaption button:hover{background:var(--bar)}
+.outlined{margin:14px 0 0!important} .outlined>div{position:relative;border-radius:12px;overflow:hidden;line-height:0} .outlined img{width:100%;display:block;margin:0!important} .outlined svg{position:absolute;inset:0;width:100%;height:100%} .outlined polygon{fill:none;stroke:#ff3d9a;stroke-width:3;vector-effect:non-scaling-stroke} .outlined polygon.unclear{stroke:#fff;stroke-dasharray:7 6}
+.outlined b{position:absolute;transform:translate(-50%,-50%);background:#111d;color:#fff;border-radius:8px;padding:3px 8px;font:600 15px/1.2 Georgia,serif} .outlined figcaption{font-size:14px;line-height:1.4;padding-top:6px;color:var(--soft)}
 .nothing{padding:26px 0;text-align:center} #many-correction{background:var(--panel);border:1px solid var(--line);border-radius:14px;padding:14px 16px;gap:10px} #many-correction{flex-direction:column-reverse!important} #many-correction .correct{border:0;padding:0} #many-correction:has([data-receipt=""]){display:none!important} .chosen{margin:0;color:var(--ink);font-weight:600}
 .model{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px;color:var(--ink)} .model section{background:var(--panel);border:1px solid var(--line);border-radius:14px;padding:18px 20px} .model section:last-child{grid-column:1/-1} .model h2{font:700 20px/1.2 Georgia,serif;margin:0 0 8px;color:var(--ink)} .model p{margin:0 0 8px;color:var(--ink)}
 .measured strong{font:700 20px/1 Georgia,serif} .measured:first-of-type strong{font-size:36px;color:var(--accent)} .measured~.measured{margin-top:14px!important} .warning{color:var(--warn)!important} .model table,.model tbody,.model tr{border:0!important} .model table{width:100%;border:0!important;border-collapse:collapse;font-size:14px;margin:0} .model th{text-align:left;font-weight:600;width:15em;padding:7px 12px 7px 0!important} .model td{padding:7px 0!important;overflow-wrap:anywhere} .model th,.model td{border:0!important;border-top:1px solid var(--line)!important;vertical-align:top;background:none!important;color:var(--ink)}
@@ -350,6 +352,8 @@ CLICKED = "element.addEventListener('click', event => { const button = event.tar
 SENT = "element.addEventListener('submit', event => { event.preventDefault(); trigger('select', {receipt: event.target.dataset.receipt, right: event.target.elements.right.value}); });"
 STATELESS = {"queue": False, "api_visibility": "private", "preprocess": False, "show_progress": "minimal", "trigger_mode": "always_last"}
 
+OUTLINED_SIDE = 640 # Pixels of the photo on which cards are outlined
+
 def look_at(
     service:Service,  # Who answers
     uploads:Uploads,  # Where the photo lies
@@ -360,7 +364,7 @@ def look_at(
     try: content = uploads.find(photo["path"]).read_bytes()
     except OSError: return refusal_html({"status": 410}), "", "", False
     answer = ask(service, content)
-    return answer_html(answer), receipt(answer), "", image_format(content) is not None
+    return answer_html(answer, thumbnail(content, OUTLINED_SIDE) if any(card["corners"] for card in answer.get("cards") or []) else None), receipt(answer), "", image_format(content) is not None
 
 def look_at_many(
     service:Service,         # Who answers

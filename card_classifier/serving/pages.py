@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUIT_OUTLINES', 'INKS', 'TWO', 'FOUR', 'SIX', 'EIGHT', 'PIP_PLACES', 'HATS', 'JOKER_MIDDLE', 'LINES', 'BACK_LATTICE',
-           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'pip',
-           'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html', 'how_sure', 'sure_html',
-           'rejected_html', 'welcome_html', 'refusal_html', 'answer_html', 'receipt', 'card_options', 'correction_form',
-           'thanks_html', 'thumbnail', 'verdict', 'figure_html', 'gallery_html', 'figures_of', 'interval_text',
-           'measured_html', 'accuracy_html', 'day', 'model_line', 'model_html']
+           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'LOOKS',
+           'pip', 'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html', 'how_sure', 'sure_html',
+           'rejected_html', 'welcome_html', 'refusal_html', 'outlined_html', 'answer_html', 'receipt', 'card_options',
+           'correction_form', 'thanks_html', 'thumbnail', 'verdict', 'figure_html', 'gallery_html', 'figures_of',
+           'interval_text', 'measured_html', 'accuracy_html', 'day', 'model_line', 'model_html']
 
 # %% ../../nbs/serving/03_pages.ipynb #22b5bd48
 import html
@@ -186,12 +186,32 @@ def refusal_html(
     small = f'<p class="fine">{safe(detail[:1].upper() + detail[1:])}.</p>'.replace("..<", ".<") if detail and error["status"] in REFUSALS else ""
     return (f'<div class="answer refused{" passing" if error["status"] in PASSING else ""}"><div class="answer-head"><h2>{title}</h2></div><div class="answer-card">{NO_CARD_SVG}</div><div class="answer-words"><p class="lead">{advice}</p>{small}</div></div>')
 
+def outlined_html(
+    cards:list[dict], # Of one answer, with `corners` as shares of the photo
+    picture:str,      # The photo's data URL
+)->str:               # Empty if the photo was read as a whole
+    "The photo with an outline and a name for each card in it."
+    found = [card for card in cards if card["corners"]]
+    if not found: return ""
+    shapes, labels = [], []
+    for card in found:
+        kind = "unclear" if card["is_rejected"] else "clear"
+        shapes.append(f'<polygon class="{kind}" points="{" ".join(f"{x:.4f},{y:.4f}" for x, y in card["corners"])}"/>')
+        x, y = (sum(corner[axis] for corner in card["corners"])/4 for axis in (0, 1))
+        short = "?" if card["is_rejected"] else Card.parse(card["card"]).short_name
+        labels.append(f'<b style="left:{100*min(.97, max(.03, x)):.1f}%;top:{100*min(.97, max(.03, y)):.1f}%">{short}</b>')
+    names = "; ".join("unclear" if card["is_rejected"] else f"{safe(card['card'])}, {percent(card['probability'])}" for card in found)
+    return (f'<figure class="outlined"><div><img src="{picture}" alt="Your photo with {len(found)} card{"s" if len(found) > 1 else ""} outlined">'
+            f'<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}</svg>{"".join(labels)}</div><figcaption>{len(found)} card{"s" if len(found) > 1 else ""}: {names}</figcaption></figure>')
+
 def answer_html(
-    answer:dict, # From the service
+    answer:dict,          # From the service
+    picture:str|None=None,# The photo's data URL, to draw the cards on
 )->str:
     "The answer to one photo, large."
     if answer.get("error"): return refusal_html(answer["error"])
-    return rejected_html(answer) if answer["is_rejected"] else sure_html(answer)
+    outlined = outlined_html(answer.get("cards") or [], picture) if picture else ""
+    return (rejected_html(answer) if answer["is_rejected"] else sure_html(answer)) + outlined
 
 # %% ../../nbs/serving/03_pages.ipynb #1a52ee11
 def receipt(
@@ -225,14 +245,15 @@ def thanks_html(
 THUMBNAIL_SIDE = 320 # Pixels; shown at half of that, which is sharp on a phone
 
 def thumbnail(
-    content:bytes, # An image file
-)->str|None:       # A data URL of a few kB, or None if it is no image
+    content:bytes,           # An image file
+    side:int=THUMBNAIL_SIDE, # Longer side in pixels
+)->str|None:                 # A data URL of a few kB, or None if it is no image
     "A small copy of a photo."
     try:
-        picture = Image.fromarray(decode_image(content, target=THUMBNAIL_SIDE))
+        picture = Image.fromarray(decode_image(content, target=side))
     except ImageError:
         return None
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=78)
     return "data:image/jpeg;base64," + b64encode(buffer.getvalue()).decode()
@@ -243,7 +264,8 @@ def verdict(
     "An answer as a caption."
     if answer.get("error"): return REFUSALS.get(answer["error"]["status"], SURPRISE)[0]
     if answer["is_rejected"]: return "No card here?"
-    return f"{answer['card']}, {percent(answer['probability'])}"
+    n_more = sum(not card["is_rejected"] for card in (answer.get("cards") or [])[1:])
+    return f"{answer['card']}, {percent(answer['probability'])}" + (f", and {n_more} more" if n_more else "")
 
 # %% ../../nbs/serving/03_pages.ipynb #84b99f61
 def figure_html(
@@ -328,6 +350,9 @@ def model_line(
     return f'<p class="fine">Model {safe(info.model_version)}, not measured.</p>'
 
 # %% ../../nbs/serving/03_pages.ipynb #54954c8a
+LOOKS = {True: "First it looks for cards in the photo, on any table and in any turn; then it reads each of them.",
+         False: "It learnt from close pictures of single cards and does best when one card fills most of the picture."}
+
 def model_html(
     info:BundleInfo, # Of the model that answers
 )->str:
@@ -340,6 +365,6 @@ def model_html(
     table = "".join(f"<tr><th scope='row'>{name}</th><td>{safe(value)}</td></tr>" for name, value in rows.items() if value)
     warning = "" if is_real else '<p class="warning"><strong>This model has not learnt from real photographs</strong>, only from drawn ones. It is here to show how everything works, not to be right.</p>'
     return (f'<div class="model"><section><h2>How good is it?</h2>{warning}{accuracy_html(info)}</section><section><h2>What to expect</h2>'
-            "<p>It learnt from close pictures of single cards and knows 53 of them: 52 and the joker. It does best when one card fills most of the picture. Unusual decks, several cards at once and cards far away are hard for it. "
+            f"<p>It knows 53 cards: 52 and the joker. {LOOKS[bool(info.finder)]} Unusual decks, cards that lie on each other and cards far away are hard for it. "
             "It was shown cards only: a picture of something else may fool it, though it tries to say “no card here”.</p></section>"
             f"<section><h2>What model is this?</h2><table>{table}</table></section></div>")
