@@ -88,6 +88,7 @@ class ModelSettings:
     task:str = setting("classify", "classify (which card an image shows) or find (where the cards of a photograph lie)")
     arch:str = setting("mobilenetv2_100", "Name of a timm backbone")
     pretrained:bool = setting(True, "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
+    start_from:str = setting("", "A run under outputs/ whose trained network to start from, instead of ImageNet; empty: none")
     drop_rate:float = setting(0.2, "Dropout before the classifier, a probability")
 
     def __post_init__(self):
@@ -101,11 +102,13 @@ class SceneSettings:
     n_train:int = setting(4000, "Scenes of one epoch; every epoch has new ones")
     n_valid:int = setting(320, "Scenes for validation, always the same, with decks of designs that training doesn't show")
     n_decks:int = setting(24, "Rendered decks that are laid out")
+    share:float = setting(0.0, "How many cutouts of scenes each training batch of the classifier has besides its images, as a share of these")
     n_photographed:int = setting(1500, "Training images, at most, that are cut out and laid out too; 0: none")
 
     def __post_init__(self):
         for name in ("n_train", "n_valid", "n_decks"):
             require(getattr(self, name) >= 1, f"scenes.{name} must be at least 1, got {getattr(self, name)}")
+        require(0 <= self.share <= 4, f"scenes.share must be from 0 to 4, got {self.share}")
         require(self.n_photographed >= 0, f"scenes.n_photographed must not be negative, got {self.n_photographed}")
 
 # %% ../nbs/01_config.ipynb #d18cfc82

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,7 +239,9 @@ class CardLoader(DataLoader):
         settings:AugmentSettings|None=None,   # How to vary; None: as they are
         is_training:bool=False,               # Shuffle, and drop a last batch that isn't full
         device:torch.device|str="cpu",        # Where batches go
+        more:Callable[[int, int], tuple[np.ndarray, np.ndarray]]|None=None, # uint8 images and targets to add to each batch; asked with the number of images in it and their side
     ):
+        self.more = more
         super().__init__(dataset=range(len(cached)), bs=batch_size, shuffle=is_training, drop_last=is_training, num_workers=0, device=torch.device(device))
         self.cached, self.settings = cached, settings
         self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
@@ -260,6 +262,11 @@ class CardLoader(DataLoader):
         if self.settings is not None: images = augment(images, self.settings)
         images = (images - self.mean)/self.std
         targets = torch.from_numpy(self.cached.targets[self.latest]).to(self.device)
+        if self.more is not None:
+            others, their_targets = self.more(len(order), images.shape[-1])
+            others = torch.from_numpy(others).to(self.device).permute(0, 3, 1, 2).float()/255
+            images = torch.cat([images, (others - self.mean)/self.std])
+            targets = torch.cat([targets, torch.from_numpy(their_targets).to(self.device)])
         return TensorImage(images.contiguous(memory_format=torch.channels_last)), TensorCategory(targets)
 
     def latest_paths(self)->list[str]:
@@ -275,10 +282,11 @@ def make_dataloaders(
     mean:Sequence[float]=(0.485, 0.456, 0.406), # Channel means, in [0, 1]; ImageNet's
     std:Sequence[float]=(0.229, 0.224, 0.225),  # Channel standard deviations; ImageNet's
     device:torch.device|str="cpu",              # Where batches go
+    more:Callable[[int, int], tuple[np.ndarray, np.ndarray]]|None=None, # Further training images, see `CardLoader`
 )->DataLoaders:               # fastai's pair; `vocab` is the class names
     "Shuffled, varied training batches and plain validation batches."
     batch_size = min(batch_size, len(train))
-    train_loader = CardLoader(train, batch_size, mean, std, settings, is_training=True, device=device)
+    train_loader = CardLoader(train, batch_size, mean, std, settings, is_training=True, device=device, more=more)
     valid_loader = CardLoader(valid, 2*batch_size, mean, std, device=device)
     loaders = DataLoaders(train_loader, valid_loader, device=torch.device(device))
     loaders.vocab = list(CLASS_NAMES)

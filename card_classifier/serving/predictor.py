@@ -34,7 +34,8 @@ from card_classifier.bundle import (
     softmax,
 )
 from ..cards import CARDS, Card
-from .photo import FoundCard, as_shares, find_cards, straighten
+from .photo import FoundCard, as_shares, find_cards
+from ..views import straighten
 
 # %% ../../nbs/serving/01_predictor.ipynb #24e25fb0
 Corners = list[list[float]] # Four pairs [x, y] as shares of the photo's width and height, clockwise from a top left corner, of which a card has two

@@ -54,7 +54,7 @@ def to_corners(
     stride:int=STRIDE,    # Pixels between two places
 )->torch.Tensor:          # Shape (n, h, w, 4, 2), pixels: clockwise from a top left corner, of which a card has two
     "What the network says, as corners in the image."
-    n, _, height, width = numbers.shape
+    height, width = numbers.shape[-2:]
     numbers = UNIT*numbers.permute(0, 2, 3, 1)
     x = (torch.arange(width, device=numbers.device, dtype=numbers.dtype) + 0.5)*stride
     y = (torch.arange(height, device=numbers.device, dtype=numbers.dtype) + 0.5)*stride

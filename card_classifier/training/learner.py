@@ -6,11 +6,12 @@
 __all__ = ['choose_device', 'computes_bf16', 'choose_precision', 'describe_machine', 'peak_memory', 'Bfloat16', 'SeedEachEpoch',
            'GrowingImages', 'AverageWeights', 'LossNotFiniteError', 'StopWhenNotFinite', 'write_atomically',
            'report_progress', 'ReportProgress', 'Checkpoint', 'CheckpointError', 'checkpoint_file', 'save_checkpoint',
-           'load_checkpoint', 'latest_checkpoint', 'KeepCheckpoints', 'build_learner', 'restore', 'train',
+           'load_checkpoint', 'latest_checkpoint', 'KeepCheckpoints', 'CardLoss', 'build_learner', 'restore', 'train',
            'final_model', 'wandb_mode', 'start_tracking', 'logits_of']
 
 # %% ../../nbs/training/01_learner.ipynb #4ce7dac6
 import json
+import math
 import os
 import platform
 import re
@@ -28,13 +29,13 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
-from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from ..config import Settings, SettingsError, available_cpus
 from ..data.loaders import CachedImages, seed_everything
@@ -294,11 +295,26 @@ class KeepCheckpoints(Callback):
         save_checkpoint(self.folder, Checkpoint(self.epoch + 1, self.model.state_dict(), averaged, list(optimizer["state"]), [dict(h) for h in optimizer["hypers"]], self.history))
 
 # %% ../../nbs/training/01_learner.ipynb #9645cbbf
+class CardLoss(nn.Module):
+    "Cross entropy with smoothed labels; an image without a card (a negative target) should make every card equally likely."
+    def __init__(self,
+        label_smoothing:float=0.0, # Share of the target spread over the other classes
+    ):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits:torch.Tensor, targets:torch.Tensor)->torch.Tensor: # (n, 53) and (n,) to one number
+        logits, targets = torch.Tensor(logits), torch.Tensor(targets).long()
+        has_card = targets >= 0
+        losses = cross_entropy(logits, targets.clamp_min(0), label_smoothing=self.label_smoothing, reduction="none")
+        even = -logits.log_softmax(dim=1).mean(dim=1) - math.log(logits.shape[1])
+        return torch.where(has_card, losses, even).mean()
+
 def build_learner(
     settings:Settings,     # All settings of the run
     loaders:DataLoaders,   # From `make_dataloaders`
     model:nn.Module,       # From `create_model`
-    loss:Callable|None=None, # Of answers and targets; None: cross entropy, smoothed as the settings say
+    loss:Callable|None=None, # Of answers and targets; None: `CardLoss`, smoothed as the settings say
     metric:Callable=accuracy, # Of answers and targets, for each epoch's row
 )->Learner:                # fastai's, ready for `train`
     "A fastai Learner with the callbacks that the settings ask for."
@@ -310,7 +326,7 @@ def build_learner(
     if train.channels_last: callbacks.append(ChannelsLast())
     if choose_precision(settings, device) == "bf16": callbacks.append(Bfloat16())
     return Learner(
-        loaders, model.to(device), loss_func=loss or CrossEntropyLossFlat(label_smoothing=train.label_smoothing), metrics=metric,
+        loaders, model.to(device), loss_func=loss or CardLoss(train.label_smoothing), metrics=metric,
         opt_func=partial(Adam, decouple_wd=True), wd=train.weight_decay, splitter=backbone_and_classifier, cbs=callbacks,
     )
 
