@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark serve load serving-benchmark attacks image image-test docs readme report lock clean
+.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark quality serve load serving-benchmark attacks image image-test docs readme report lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -70,6 +70,11 @@ report: setup ## Make reports/ from the measured results
 benchmark: setup ## Measure times on this machine: nbs/runs/benchmark.ipynb, in place
 	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/benchmark.ipynb
 	nbdev_clean --fname nbs/runs/benchmark.ipynb
+
+quality: setup ## Measure the released bundle: the public test split, photographs, robustness (in place; needs the real data)
+	card-classifier data prepare
+	card-classifier evaluate --split test
+	for page in robustness photos; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb; done
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve

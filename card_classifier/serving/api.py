@@ -272,12 +272,12 @@ class CardAnswer(BaseModel):
 class FileAnswer(BaseModel):
     "What is said about one file."
     file:str = Field(description="The file's name as sent, or `body`", examples=["photo.jpg"])
-    card:str|None = Field(description="The likeliest card, also when rejected, of several the largest; null if the file can't be read", examples=[CARD_EXAMPLE])
+    card:str|None = Field(description="The likeliest card, also when rejected, of several the largest that could be read; null if the file can't be read", examples=[CARD_EXAMPLE])
     probability:float|None = Field(description="Calibrated probability that it is this card", examples=[0.993])
     top:list[Candidate] = Field(description="The likeliest cards, best first")
     is_rejected:bool|None = Field(description="Whether the answer is: no card here", examples=[False])
     rejection_reason:str|None = Field(examples=[None, NO_CARD_EXAMPLE])
-    cards:list[CardAnswer] = Field(description="Every card of the photo, the largest first; the fields above speak of the largest")
+    cards:list[CardAnswer] = Field(description="Every card of the photo: those that could be read, the largest first, then the others; the fields above speak of the first")
     model_version:str = Field(examples=["7194c9219906"])
     milliseconds:dict[str, float] = Field(description="Spent on this file by stage", examples=[{"decode": 0.5, "find": 0.1, "network": 4.1}])
     error:ProblemAnswer|None = Field(description="Why this file could not be read; the other files are answered all the same")

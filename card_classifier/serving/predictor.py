@@ -6,7 +6,8 @@
 __all__ = ['Corners', 'INPUT_NAME', 'OUTPUT_NAME', 'FINDER_STRIDE', 'ENGINES', 'Network', 'Ports', 'BATCH_SIZE', 'PHOTO_SIDE',
            'SMALL', 'CardInPhoto', 'Prediction', 'prediction_html', 'why_rejected', 'make_prediction', 'EngineError',
            'classifier_ports', 'finder_ports', 'check_ports', 'open_openvino', 'open_onnxruntime', 'open_network',
-           'Predictor', 'View', 'views_of', 'Examination', 'Examined', 'begin', 'ask_network', 'is_unclear', 'examine']
+           'Predictor', 'View', 'views_of', 'Examination', 'Examined', 'begin', 'ask_network', 'reading_order',
+           'is_unclear', 'examine']
 
 # %% ../../nbs/serving/01_predictor.ipynb #8bc63b3d
 import itertools
@@ -56,14 +57,14 @@ class CardInPhoto:
 @dataclass(frozen=True)
 class Prediction:
     "What is seen in one photo."
-    card:Card                    # The likeliest card, also when rejected; of several the largest
+    card:Card                    # The likeliest card, also when rejected; of several the largest that could be read
     probability:float            # That it is this card, calibrated on validation images
     top:list[tuple[Card, float]] # The likeliest cards with their probabilities, best first
     is_rejected:bool             # Whether the answer is "no card here"
     rejection_reason:str|None    # Why, in a sentence; None if it is not rejected
     model_version:str            # Which model said so
     milliseconds:dict[str, float] # Spent on `decode`, `find` and `network`
-    cards:list[CardInPhoto] = field(default_factory=list) # Every card, the largest first
+    cards:list[CardInPhoto] = field(default_factory=list) # Every card: those that could be read, the largest first, then the others
 
     def to_dict(self)->dict: # Ready for JSON
         "The prediction in plain types, cards by class name."
@@ -351,6 +352,14 @@ def ask_network(
         one.logits, logits = logits[:len(one.views)], logits[len(one.views):]
         one.milliseconds["network"] += share*len(one.views)
 
+def reading_order(
+    examination:Examination, # After `ask_network`
+    info:BundleInfo,
+)->list[int]:                # Numbers of its views
+    "Cards that could be read before those that could not; among them the largest first, as they come."
+    likeliest = softmax(examination.logits, info.temperature).max(axis=1)
+    return sorted(range(len(likeliest)), key=lambda number: why_rejected(float(likeliest[number]), info, examination.views[number].corners) is not None)
+
 def is_unclear(
     predictor:Predictor,
     examination:Examination, # After `ask_network`
@@ -385,5 +394,7 @@ def examine(
         if isinstance(item, ImageError):
             yield item
             continue
-        prediction = make_prediction(item.logits, [view.corners for view in item.views], predictor.info, top_k, item.milliseconds)
-        yield Examined(prediction, item.views[0].image, item.logits[0])
+        order = reading_order(item, predictor.info)
+        views, logits = [item.views[number] for number in order], item.logits[order]
+        prediction = make_prediction(logits, [view.corners for view in views], predictor.info, top_k, item.milliseconds)
+        yield Examined(prediction, views[0].image, logits[0])

@@ -1,0 +1,128 @@
+"Photographs as people take them, through the released bundle: cards are found, read, and told where they lie."
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from card_classifier.cards import CARDS, Card
+from card_classifier.data import deck
+from card_classifier.serving.photo import MAX_CARDS, cards_in, find_cards
+from card_classifier.serving.predictor import ENGINES, Predictor
+from card_classifier.views import fit_into_square, straighten
+
+NAMES = ("ace of spades", "seven of diamonds", "king of hearts", "ten of clubs", "queen of spades")
+
+
+@pytest.fixture(scope="module")
+def released():
+    predictor = Predictor()
+    assert predictor.finder is not None, "the released bundle has a finder"
+    return predictor
+
+
+def scene(seed, names, table="felt", height=900, width=1200, **more):
+    return deck.render_scene([Card.parse(name) for name in names], deck.random_style(12), np.random.default_rng(seed), height, width, table_kind=table, tilt=0.5, **more)
+
+
+def overlap(first, second):
+    shared, _ = cv2.intersectConvexConvex(np.float32(first), np.float32(second))
+    return shared / (cv2.contourArea(np.float32(first)) + cv2.contourArea(np.float32(second)) - shared)
+
+
+def jpeg(image, orientation=None):
+    buffer, exif = io.BytesIO(), Image.Exif()
+    if orientation: exif[0x0112] = orientation
+    Image.fromarray(image).save(buffer, "JPEG", quality=92, exif=exif)
+    return buffer.getvalue()
+
+
+def test_every_card_is_found_where_it_lies_and_read(released):
+    right = total = 0
+    for seed in range(6):
+        photo = scene(seed, NAMES[:3], table=("felt", "wood", "cloth")[seed % 3])
+        answer = released.predict(photo.image)
+        places = [(card, np.array(card.corners) * (1200, 900)) for card in answer.cards if card.corners and not card.is_rejected]
+        for card, corners in zip(photo.cards, photo.corners, strict=True):
+            total += 1
+            right += any(overlap(corners, place) > 0.6 and said.card == card for said, place in places)
+    assert right >= 0.8 * total, f"{right} of {total}"
+
+
+def test_the_answer_speaks_of_the_largest_card_that_could_be_read(released):
+    answer = released.predict(scene(3, NAMES[:4]).image)
+    assert len(answer.cards) > 1
+    assert (answer.card, answer.probability, answer.is_rejected) == (answer.cards[0].card, answer.cards[0].probability, answer.cards[0].is_rejected)
+    readable = [card for card in answer.cards if not card.is_rejected]
+    areas = [cv2.contourArea(np.float32(card.corners) * np.float32((1200, 900))) for card in readable]
+    assert areas == sorted(areas, reverse=True)
+    assert answer.cards[: len(readable)] == readable
+
+
+def test_a_turned_photograph_has_the_same_cards(released):
+    "Cameras store how they were held beside the pixels."
+    photo = scene(5, NAMES[:2]).image
+    upright = released.predict(jpeg(photo))
+    turned = released.predict(jpeg(np.ascontiguousarray(np.rot90(photo)), orientation=6))
+    assert {card.card for card in upright.cards if not card.is_rejected} == {card.card for card in turned.cards if not card.is_rejected} != set()
+
+
+def test_a_large_photograph_is_answered_like_a_small_one(released):
+    "12 megapixels are decoded at a reduced size; corners are shares, so they don't care."
+    photo = scene(8, NAMES[:2])
+    large = cv2.resize(photo.image, (4000, 3000), interpolation=cv2.INTER_CUBIC)
+    small_answer, large_answer = released.predict(photo.image), released.predict(jpeg(large))
+    assert [card.card for card in large_answer.cards] == [card.card for card in small_answer.cards]
+    for one, other in zip(small_answer.cards, large_answer.cards, strict=True): assert np.allclose(one.corners, other.corners, atol=0.02)
+
+
+def test_engines_find_the_same(released):
+    photo = scene(9, NAMES).image
+    other = Predictor(engine=ENGINES[1])
+    first, second = released.find(photo), other.find(photo)
+    assert len(first) == len(second) > 0
+    for one, two in zip(first, second, strict=True): assert np.allclose(one.corners, two.corners, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["felt", "wood", "plain", "newspaper", "carpet"])
+def test_an_empty_table_is_no_card(released, kind):
+    answer = released.predict(scene(11, (), table=kind).image)
+    assert answer.is_rejected and answer.rejection_reason
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (3000, 2), (7, 7)])
+def test_odd_shapes_are_answered(released, shape):
+    answer = released.predict(np.full((*shape, 3), 90, np.uint8))
+    assert len(answer.cards) >= 1
+
+
+def test_noise_does_not_drown_the_service(released):
+    "A finder that sees cards everywhere must not make thousands of views."
+    n = 80
+    places = np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1)[:, :, None] * 8.0
+    corners = (places + np.float32([(0, 0), (10, 0), (10, 14), (0, 14)])).astype(np.float32)
+    scores = np.random.default_rng(1).uniform(0.5, 1, (n, n)).astype(np.float32)
+    assert len(cards_in(scores, corners, 0.4)) == MAX_CARDS
+    broken = np.full_like(corners, np.nan)
+    assert cards_in(scores, broken, 0.4) == []
+    assert find_cards(lambda _: (scores[None], broken[None]), 640, 0.4, np.zeros((20, 30, 3), np.uint8)) == []
+
+
+def test_straightening_undoes_any_perspective():
+    face = deck.render_face(CARDS[40], deck.random_style(3), 300)[..., :3]
+    generator = np.random.default_rng(2)
+    for _ in range(10):
+        corners = np.float32([(200, 150), (500, 150), (500, 570), (200, 570)]) + generator.uniform(-60, 60, (4, 2)).astype(np.float32)
+        source = np.float32([(0, 0), (face.shape[1], 0), (face.shape[1], face.shape[0]), (0, face.shape[0])])
+        photo = cv2.warpPerspective(face, cv2.getPerspectiveTransform(source, corners), (800, 700))
+        ours = straighten(photo, corners, 224, margin=0)[20:-20, 20:-20].astype(float).ravel()
+        truth = cv2.resize(face, (224, 224), interpolation=cv2.INTER_AREA)[20:-20, 20:-20].astype(float).ravel()
+        assert np.corrcoef(ours, truth)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("shape", [(10, 10000), (10000, 10), (1, 1), (320, 320)])
+def test_any_format_fits_into_the_square(shape):
+    square, scale = fit_into_square(np.full((*shape, 3), 200, np.uint8), 320)
+    assert square.shape == (320, 320, 3) and scale == max(shape) / 320
