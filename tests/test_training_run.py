@@ -1,6 +1,7 @@
 "Training runs as processes: killed, resumed, repeated, and compared with what serves."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import colour_picture
 
 from card_classifier.config import checkout, load_settings
 
@@ -124,3 +126,19 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_batch_in_the_message():
     assert "the loss is" in error
     assert "train/" in error, "the images of the batch are named"
     assert not (run / "metrics.json").exists()
+
+
+def test_a_finder_is_trained_put_into_a_bundle_and_used(tiny_bundle, tmp_path):
+    process, run = start("--experiment", "quick_finder", "scenes.n_train=32", "scenes.n_valid=8", "train.epochs=1", "tracking.wandb=disabled")
+    try:
+        said = finish(process)
+        assert "corners off on scenes" in said and f"card-classifier export CLASSIFIER_RUN --finder {run.name}" in said
+        bundle = tmp_path / "with-finder"
+        subprocess.run([COMMAND, "export", str(tiny_bundle), "--finder", run.name, "--threshold", "0.3", "--to", str(bundle)], check=True, capture_output=True)
+        assert {"model.onnx", "finder.onnx", "bundle.json"} == {file.name for file in bundle.iterdir()}
+        colour_picture(7, size=(300, 200)).save(tmp_path / "photo.png")
+        answer = subprocess.run([COMMAND, "predict", str(tmp_path / "photo.png"), "--bundle", str(bundle), "--json"], check=True, capture_output=True, text=True)
+        assert json.loads(answer.stdout)["cards"]
+        refused = subprocess.run([COMMAND, "export", str(tiny_bundle), "--finder", run.name, "--int8", "--to", str(bundle)], check=False, capture_output=True, text=True)
+        assert refused.returncode == 2 and "trained on" in refused.stderr
+    finally: shutil.rmtree(run, ignore_errors=True)
