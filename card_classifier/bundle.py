@@ -10,7 +10,7 @@ __all__ = ['SIGNATURES', 'USE_INSTEAD', 'OTHER_FILES', 'MAX_PIXELS', 'REDUCED_BO
            'what_it_is', 'reduce_and_check', 'turn_upright', 'eight_bits', 'to_rgb', 'only_image_errors',
            'decode_bytes', 'read_file', 'picture_of_array', 'decode_image', 'resize_image', 'prepare_image', 'softmax',
            'BundleError', 'BundleInfo', 'is_number', 'is_finder_told', 'info_problems', 'bundle_json', 'make_room',
-           'write_bundle', 'parse_bundle_json', 'read_bundle', 'released_folder', 'released_bundle']
+           'write_bundle', 'parse_bundle_json', 'read_bundle', 'add_metrics', 'released_folder', 'released_bundle']
 
 # %% ../nbs/02_bundle.ipynb #257cf313
 import codecs
@@ -467,6 +467,24 @@ def read_bundle(
         raise BundleError(f"{folder / BUNDLE_FILE} is not JSON ({error}): get the bundle again") from error
     except OSError as error:
         raise BundleError(f"{error.filename} can't be read ({error.strerror}): get the bundle again, or check the folder's name") from error
+    return info
+
+# %% ../nbs/02_bundle.ipynb #9d81c4f7
+def add_metrics(
+    folder:str|Path, # A bundle
+    **measured:dict, # What was measured, by what it was measured on; replaces what stood there under that name
+)->BundleInfo:       # As it is now
+    "Adds measurements to a bundle's description, whole or not at all. Raises `BundleError`."
+    folder = Path(folder)
+    info = read_bundle(folder)
+    info = dataclasses.replace(info, metrics={**info.metrics, **measured})
+    text = bundle_json(info)
+    draft = folder / f".{BUNDLE_FILE}.{secrets.token_hex(4)}.part"
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        draft.replace(folder / BUNDLE_FILE)
+    finally:
+        draft.unlink(missing_ok=True)
     return info
 
 # %% ../nbs/02_bundle.ipynb #74896f2e

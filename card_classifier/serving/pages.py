@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUIT_OUTLINES', 'INKS', 'TWO', 'FOUR', 'SIX', 'EIGHT', 'PIP_PLACES', 'HATS', 'JOKER_MIDDLE', 'LINES', 'BACK_LATTICE',
-           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'LOOKS',
-           'pip', 'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html', 'how_sure', 'sure_html',
-           'rejected_html', 'welcome_html', 'refusal_html', 'outlined_html', 'answer_html', 'receipt', 'card_options',
-           'correction_form', 'thanks_html', 'thumbnail', 'verdict', 'figure_html', 'gallery_html', 'figures_of',
-           'interval_text', 'measured_html', 'accuracy_html', 'day', 'model_line', 'model_html']
+           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'ORDER',
+           'LOOKS', 'pip', 'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html', 'how_sure',
+           'sure_html', 'rejected_html', 'welcome_html', 'refusal_html', 'outlined_html', 'answer_html', 'receipt',
+           'card_options', 'correction_form', 'thanks_html', 'thumbnail', 'verdict', 'figure_html', 'gallery_html',
+           'figures_of', 'interval_text', 'measured_html', 'accuracy_html', 'day', 'model_line', 'model_html']
 
 # %% ../../nbs/serving/03_pages.ipynb #22b5bd48
 import html
@@ -296,14 +296,17 @@ def gallery_html(
 MEASURED_ON = {
     "test": ("test images", "They were kept apart until the end: the model learnt nothing from them."),
     "valid": ("validation images", "This is a validation figure: the model was chosen and calibrated on these images, so expect a little less on new ones."),
+    "real_photographs": ("cards in real photographs", "They were found among other things on tables and floors, and read by rank. These photographs helped to develop it, so expect less on yours."),
+    "composed_photographs": ("cards in composed photographs", "Card images laid into rendered pictures of 4 to 12 megapixels, small, tilted, dark and blurred ones among them."),
 }
+ORDER = ["test", "real_photographs", "composed_photographs"] # In which figures count; others follow, validation comes last
 
 def figures_of(
     metrics:dict, # Of a bundle
 )->list[tuple[str, dict]]: # Name and figures of each part with an accuracy; the test images first
     "What was measured, in the order in which it counts."
     parts = [(name, part) for name, part in metrics.items() if isinstance(part, dict) and is_number(part.get("accuracy")) and is_number(part.get("n"))]
-    return sorted(parts, key=lambda item: {"test": 0, "valid": 2}.get(item[0], 1))
+    return sorted(parts, key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER) + (item[0] == "valid"))
 
 def interval_text(
     figures:dict, # Of one part
