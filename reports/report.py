@@ -28,7 +28,7 @@ def run_results(run: Path) -> dict:
     "What the report needs of one run."
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     bundle = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))
-    kept = {name: metrics[name] for name in ("run", "arch", "weights", "machine", "precision", "minutes", "history", "temperature", "data")}
+    kept = {name: metrics[name] for name in ("run", "arch", "weights", "machine", "precision", "minutes", "history", "temperature", "data")} | {name: metrics[name] for name in ("valid_varied",) if name in metrics}
     splits = {split: metrics[split] if split == "test" else head(metrics[split]) for split in ("valid", "test") if split in metrics}
     return kept | splits | {
         "settings": bundle["training"]["settings"], "rejection_threshold": bundle["rejection_threshold"], "peak_memory_gb": metrics["peak_memory_gb"],
@@ -66,6 +66,17 @@ def keep_record(run: Path) -> None:
     nbformat.write(notebook, checkout() / "nbs" / "runs" / "real_run.ipynb")
 
 
+def recipe(run: dict) -> str:
+    "The experiment that a run's name tells."
+    return run["run"].split("-")[2]
+
+
+def start_of(run: dict) -> str:
+    "Where a run's network came from, in a few words."
+    earlier = run["settings"].get("model.start_from")
+    return f"run {earlier[9:15]}" if earlier else run["weights"].split(" from ")[0]
+
+
 def save(figure: plt.Figure, name: str) -> None:
     "Keeps a figure."
     FIGURES.mkdir(exist_ok=True)
@@ -78,7 +89,7 @@ def plot_curves(runs: list[dict]) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(7, 3.4))
     for run in runs:
         minutes = [sum(row["seconds"] for row in run["history"][: number + 1]) / 60 for number in range(len(run["history"]))]
-        axis.plot(minutes, [100 * row["accuracy"] for row in run["history"]], marker=".", label=run["arch"])
+        axis.plot(minutes, [100 * row["accuracy"] for row in run["history"]], marker=".", label=f"{recipe(run)} {run['arch']}, {run['minutes']:.0f} min")
     axis.set(xlabel="minutes of training", ylabel="accuracy on valid, %", ylim=(0, 101))
     axis.grid(alpha=0.3)
     axis.legend()
@@ -105,26 +116,32 @@ def size_of(run: dict) -> str:
 def write_report(results: dict) -> None:
     "README.md and its figures."
     runs, audit = results["runs"], results["audit"]
-    released = next(run for run in runs if run["run"] == read_bundle(released_bundle()).name)
-    test, without = released["test"], released["test"]["without_leaking"]
+    info = read_bundle(released_bundle())
+    released = next(run for run in runs if run["run"] == info.name)
+    test = released["test"]
     save(plot_curves(runs), "learning-curves")
     for name, figure in {"confusion": plot_confusion(test), "per-class": plot_per_class(test), "reliability": plot_reliability(test)}.items():
         save(figure, name)
-    chosen = [[run["arch"], f"{run['data']['counts']['train']:,}", size_of(run), f"{run['settings']['evaluation.size']} px", percent_with_interval(run["valid"]), percent_with_interval(run["test"]) if "test" in run else "not opened", f"{run['valid']['nll']:.3f}", f"{run['minutes']:.0f}", f"{run['bundle_mb']:.1f} MB"] for run in runs]
+    chosen = [[f"{run['run'][9:15]} {recipe(run)}" + (" (released)" if run is released else ""), run["arch"], start_of(run), size_of(run), f"{run['settings']['evaluation.size']} px", f"{run['valid']['n_correct']} of {run['valid']['n']}", f"{100 * run['valid_varied']['accuracy']:.1f} %, NLL {run['valid_varied']['nll']:.3f}" if "valid_varied" in run else "not measured", f"{run['test']['n_correct']} of {run['test']['n']}" if "test" in run else "not opened", f"{run['minutes']:.0f}"] for run in runs]
     measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
-        for label, figures in (("test, as published", test), ("test, without leaking images", without), ("valid, as published", released["valid"]), ("valid, without leaking images", released["valid"]["without_leaking"])) if figures]
+        for split in ("test", "valid") for label, figures in ((f"{split}, as published", info.metrics[split]), (f"{split}, without leaking images", info.metrics[split]["without_leaking"])) if figures]
     mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %"] for mistake in test["mistakes"]]
     reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
+    eight, photos = info.metrics.get("eight_bits"), info.metrics.get("real_photographs")
+    bits = "Every figure is of the full network." if eight is None else (
+        f"The released network holds eight-bit integers. It passed a gate for that: {eight['n_right'][1]} of {eight['n_images']} validation images right ({eight['n_right'][0]} with 32-bit numbers), "
+        f"{eight['megabytes'][1]:.1f} MB instead of {eight['megabytes'][0]:.1f}, and {eight['milliseconds'][1]:.1f} ms instead of {eight['milliseconds'][0]:.1f} on one thread of {eight['engine']}. On test it is right on {info.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
+    beyond = f"On {photos['photographs']} real photographs of tables and floors it finds and reads {percent_with_interval(photos)} of {photos['n']} cards. " if photos else ""
     settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
     text = (REPORTS / "template.md").read_text(encoding="utf-8")
     filled = text.format(
-        arch=released["arch"], machine=released["machine"], minutes=f"{released['minutes']:.0f}", precision=released["precision"], weights=released["weights"], memory=f"{released['peak_memory_gb']:.1f}",
+        arch=released["arch"], machine=released["machine"], minutes=f"{released['minutes']:.0f}", precision=released["precision"], memory=f"{released['peak_memory_gb']:.1f}",
         n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
-        runs=table(["network", "training images", "epochs", "judged at", "accuracy on valid (95 % interval)", "on test", "NLL on valid", "minutes", "bundle"], chosen),
+        runs=table(["run", "network", "starts from", "epochs", "judged at", "right on valid", "valid, varied as in training", "right on test", "minutes"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
         mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.",
-        temperature=f"{released['temperature']:.3f}", threshold=f"{released['rejection_threshold']:.3f}",
-        left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
+        temperature=f"{info.temperature:.3f}", threshold=f"{info.rejection_threshold:.3f}", bits=bits, beyond=beyond,
+                left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
         one_image=f"{100 / results['counts']['test']:.2f}", audit=table(["finding", "count"], [[name.replace("_", " "), count] for name, count in audit.items()]),
         settings=table(["setting", "value"], settings),
     )
