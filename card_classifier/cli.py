@@ -380,8 +380,9 @@ def export(
     to:Annotated[str, typer.Option(help="Folder for the bundle; without it the package's own, which makes it the released one")] = "",
     finder:Annotated[str, typer.Option(help="A run of the experiment finder: its network, which finds cards in photographs, goes into the bundle too")] = "",
     int8:Annotated[bool, typer.Option("--int8", help="Round the network to eight bits; refused unless it is as good on valid and really faster. Opens the test split, once, to measure what is released")] = False,
-    threshold:Annotated[float, typer.Option(help="Smallest score of a place that the finder takes for a card", min=0, max=1)] = 0.4,
+    threshold:Annotated[float, typer.Option(help="Smallest score of a place that the finder takes for a card", min=0, max=1)] = 0.3,
     whole_threshold:Annotated[float, typer.Option(help="Smallest probability of a picture that is read as a whole because no card was found in it", min=0, max=1)] = 0.9,
+    reject_below:Annotated[float | None, typer.Option(help="Smallest probability of a card that was found; without it what the run chose on valid", min=0, max=1)] = None,
 ):
     "Copies the bundle of a run, checked, to where it is to be served from."
     from dataclasses import replace
@@ -398,6 +399,7 @@ def export(
         info = replace(info, finder={"run": found.name, "threshold": threshold, "whole_threshold": whole_threshold, **{name: metrics[name] for name in ("input_size", "arch", "weights", "data", "minutes", "corner_error")}})
     content = (bundle/MODEL_FILE).read_bytes()
     if int8: info, content = eight_bits(info, content)
+    if reject_below is not None: info = replace(info, rejection_threshold=reject_below)
     write_bundle(target, info, content, finder_file and finder_file.read_bytes(), overwrite=True)
     with_finder = f" with the finder {info.finder.get('run', '')}" if info.finder else ""
     typer.echo(f"{info.name} ({info.architecture}, {info.input_size} px){with_finder} is now in {target}")
