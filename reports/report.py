@@ -130,7 +130,7 @@ def write_report(results: dict) -> None:
     eight, photos = info.metrics.get("eight_bits"), info.metrics.get("real_photographs")
     bits = "Every figure is of the full network." if eight is None else (
         f"The released network holds eight-bit integers. It passed a gate for that: {eight['n_right'][1]} of {eight['n_images']} validation images right ({eight['n_right'][0]} with 32-bit numbers), "
-        f"{eight['megabytes'][1]:.1f} MB instead of {eight['megabytes'][0]:.1f}, and {eight['milliseconds'][1]:.1f} ms instead of {eight['milliseconds'][0]:.1f} on one thread of {eight['engine']}. On test it is right on {info.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
+        f"{eight['megabytes'][1]:.1f} MB instead of {eight['megabytes'][0]:.1f}, and {eight['milliseconds'][1]:.1f} ms instead of {eight['milliseconds'][0]:.1f} on one thread. On test it is right on {info.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
     beyond = f"On {photos['photographs']} real photographs of tables and floors it finds and reads {percent_with_interval(photos)} of {photos['n']} cards. " if photos else ""
     settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
     text = (REPORTS / "template.md").read_text(encoding="utf-8")

@@ -96,7 +96,7 @@ def test_a_prediction_is_json(predictor):
     for source in (colour_picture(3), Image.new("RGB", (16, 16), (42, 42, 127))):
         prediction = predictor.predict(source)
         content = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
-        assert list(content) == ["card", "probability", "top", "is_rejected", "rejection_reason", "model_version", "milliseconds"]
+        assert list(content) == ["card", "probability", "top", "is_rejected", "rejection_reason", "cards", "model_version", "milliseconds"]
         assert Card.parse(content["card"]) == prediction.card
         assert [(Card.parse(item["card"]), item["probability"]) for item in content["top"]] == prediction.top
 

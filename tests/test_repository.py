@@ -11,6 +11,8 @@ import nbformat
 import pytest
 import yaml
 
+from card_classifier.bundle import read_bundle, released_bundle
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 
@@ -92,3 +94,11 @@ def test_workflows_pass_actionlint(tmp_path):
     bad.parent.mkdir(parents=True)
     bad.write_text("name: bad\non: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    needs: nobody\n    steps:\n      - run: make\n", encoding="utf-8")
     assert subprocess.run([tool, ".github/workflows/*.yml"], cwd=tmp_path, capture_output=True, check=False).returncode != 0, "the linter finds what is wrong"
+
+
+def test_pages_about_the_released_model_are_about_the_released_model():
+    released = read_bundle(released_bundle())
+    for name, told in {"model_card": released.model_version, "runs/photos": released.model_version, "runs/robustness": released.model_version, "runs/real_run": released.name}.items():
+        text = (ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert told in text, f"{name} tells of another model: make quality, make report, and run model_card again"
+    assert released.metrics.keys() >= {"test", "valid", "real_photographs", "composed_photographs", "no_card", "robustness"}, "make quality"
