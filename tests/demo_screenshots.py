@@ -21,7 +21,7 @@ PORT = 8765
 
 def one_photo(page: Page) -> None:
     "An example and its answer."
-    page.get_by_role("button", name="Example 2").click()
+    page.get_by_role("button", name="Example 3").click()
     page.wait_for_selector("#answer .recognised, #answer .rejected")
     page.wait_for_function("document.querySelector('#photo img')?.naturalWidth")
 

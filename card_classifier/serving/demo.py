@@ -100,7 +100,7 @@ def tell(
 
 # %% ../../nbs/serving/03_demo.ipynb #00c28edb
 EXAMPLES = Path(card_classifier.__file__).resolve().parent / "serving" / "examples"
-EXAMPLE_NAMES = ("king-of-spades", "queen-of-hearts", "seven-of-clubs", "joker", "ten-of-diamonds", "ace-of-spades")
+EXAMPLE_NAMES = ("king-of-spades", "queen-of-hearts", "three-cards", "joker", "ten-of-diamonds", "ace-of-spades")
 
 def examples_html()->str:
     "A row of buttons with the examples on them."

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUIT_OUTLINES', 'INKS', 'TWO', 'FOUR', 'SIX', 'EIGHT', 'PIP_PLACES', 'HATS', 'JOKER_MIDDLE', 'LINES', 'BACK_LATTICE',
-           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'THUMBNAIL_SIDE', 'MEASURED_ON', 'ORDER',
-           'LOOKS', 'pip', 'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html', 'how_sure',
-           'sure_html', 'rejected_html', 'welcome_html', 'refusal_html', 'outlined_html', 'answer_html', 'receipt',
-           'card_options', 'correction_form', 'thanks_html', 'thumbnail', 'verdict', 'figure_html', 'gallery_html',
-           'figures_of', 'interval_text', 'measured_html', 'accuracy_html', 'day', 'model_line', 'model_html']
+           'CARD_BACK_SVG', 'NO_CARD_SVG', 'REFUSALS', 'SURPRISE', 'PASSING', 'FILLS', 'THUMBNAIL_SIDE', 'MEASURED_ON',
+           'ORDER', 'LOOKS', 'pip', 'number_middle', 'court_middle', 'card_svg', 'percent', 'safe', 'bars_html',
+           'how_sure', 'sure_html', 'rejected_html', 'welcome_html', 'refusal_html', 'share_of', 'outlined_html',
+           'answer_html', 'receipt', 'card_options', 'correction_form', 'thanks_html', 'thumbnail', 'verdict',
+           'figure_html', 'gallery_html', 'figures_of', 'interval_text', 'measured_html', 'accuracy_html', 'day',
+           'model_line', 'model_html']
 
 # %% ../../nbs/serving/03_pages.ipynb #22b5bd48
 import html
@@ -137,8 +138,10 @@ def bars_html(
 
 def how_sure(
     probability:float, # Calibrated
+    n_cards:int=1,     # How many were recognised in the photo
 )->str:                # To be followed by the card's name
     "Words for a probability."
+    if n_cards > 1: return f"{n_cards} cards. The largest is the" if probability >= .95 else f"{n_cards} cards. I think the largest is the"
     return "This is the" if probability >= .95 else "I think this is the" if probability >= .75 else "My best guess is the"
 
 # %% ../../nbs/serving/03_pages.ipynb #d23cc22a
@@ -146,8 +149,8 @@ def sure_html(
     answer:dict, # Not rejected
 )->str:
     "A card that was recognised."
-    card = Card.parse(answer["card"])
-    return (f'<div class="answer recognised"><div class="answer-head"><p class="lead">{how_sure(answer["probability"])}</p><h2 class="{"red" if card.is_red else "black"}">{safe(card.class_name)}</h2></div>'
+    card, n_cards = Card.parse(answer["card"]), sum(not one["is_rejected"] for one in answer.get("cards") or [])
+    return (f'<div class="answer recognised"><div class="answer-head"><p class="lead">{how_sure(answer["probability"], n_cards)}</p><h2 class="{"red" if card.is_red else "black"}">{safe(card.class_name)}</h2></div>'
             f'<div class="answer-card">{card_svg(card)}</div><div class="answer-words"><p class="sure"><strong>{percent(answer["probability"])}</strong> sure</p>{bars_html(answer["top"])}</div></div>')
 
 def rejected_html(
@@ -186,13 +189,21 @@ def refusal_html(
     small = f'<p class="fine">{safe(detail[:1].upper() + detail[1:])}.</p>'.replace("..<", ".<") if detail and error["status"] in REFUSALS else ""
     return (f'<div class="answer refused{" passing" if error["status"] in PASSING else ""}"><div class="answer-head"><h2>{title}</h2></div><div class="answer-card">{NO_CARD_SVG}</div><div class="answer-words"><p class="lead">{advice}</p>{small}</div></div>')
 
+FILLS = 0.3 # Share of the photo from which on everyone sees which card is meant
+
+def share_of(
+    corners:list[list[float]], # As shares of the photo, clockwise
+)->float:                      # From 0 to 1, or more where the frame cuts the card
+    "How much of a photo a card takes."
+    return sum(x*next_y - next_x*y for (x, y), (next_x, next_y) in zip(corners, corners[1:] + corners[:1], strict=True))/2
+
 def outlined_html(
     cards:list[dict], # Of one answer, with `corners` as shares of the photo
     picture:str,      # The photo's data URL
-)->str:               # Empty if the photo was read as a whole
+)->str:               # Empty if the photo was read as a whole, or if one card fills it, which needs no outline
     "The photo with an outline and a name for each card in it."
     found = [card for card in cards if card["corners"]]
-    if not found: return ""
+    if not found or (len(found) == 1 and share_of(found[0]["corners"]) > FILLS): return ""
     shapes, labels = [], []
     for card in found:
         kind = "unclear" if card["is_rejected"] else "clear"
