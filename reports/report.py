@@ -49,11 +49,11 @@ def collect(names: list[str]) -> dict:
     return {"runs": runs, "audit": audit, "exclusions": exclusions, "leaking": leaking, "counts": shards.counts, "data_checksum": shards.checksum}
 
 
-def keep_record(run: Path) -> None:
-    "The executed notebook of the released run as a page of the docs, without what only its own machine needs."
+def keep_record(run: Path, page: str, title: str) -> None:
+    "The executed notebook of a run as a page of the docs, without what only its own machine needs."
     notebook = nbformat.read(run / "train.ipynb", 4)
     notebook.metadata.pop("papermill", None)
-    notebook.cells[0].source = f"# The released run\n\n> The executed notebook of the run that made the released bundle, {run.name}: real images in, a tested bundle out."
+    notebook.cells[0].source = title
     kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in kept:
         cell.metadata = nbformat.NotebookNode({"tags": [tag for tag in cell.metadata.get("tags", []) if tag == "parameters"]} if "parameters" in cell.metadata.get("tags", []) else {})
@@ -63,7 +63,7 @@ def keep_record(run: Path) -> None:
                 if output.output_type == "execute_result":
                     output.execution_count = None
     notebook.cells = kept
-    nbformat.write(notebook, checkout() / "nbs" / "runs" / "real_run.ipynb")
+    nbformat.write(notebook, checkout() / "nbs" / "runs" / page)
 
 
 def recipe(run: dict) -> str:
@@ -153,8 +153,11 @@ if __name__ == "__main__":
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="names of finished runs under outputs/, to read results from; the released one is among them")
     names = parser.parse_args().runs
     if names:
-        for name in names:
-            if name == read_bundle(released_bundle()).name: keep_record(checkout() / "outputs" / name)
+        released, outputs = read_bundle(released_bundle()), checkout() / "outputs"
+        if released.name in names:
+            keep_record(outputs / released.name, "real_run.ipynb", f"# The released run\n\n> The executed notebook of the run that made the network that reads cards, {released.name}: real images in, a tested bundle out.")
+        if released.finder and (outputs / released.finder["run"]).is_dir():
+            keep_record(outputs / released.finder["run"], "finder_run.ipynb", f"# The finder's run\n\n> The executed notebook of the run that made the network that finds cards, {released.finder['run']}: composed photographs in, corners out.")
         RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
     print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")
