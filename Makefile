@@ -67,14 +67,13 @@ readme: setup ## Make README.md from nbs/index.ipynb
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
 
-benchmark: setup ## Measure times on this machine: nbs/runs/benchmark.ipynb, in place
-	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/benchmark.ipynb
-	nbdev_clean --fname nbs/runs/benchmark.ipynb
+benchmark: setup ## Measure times on this machine: nbs/runs/benchmark.ipynb and training_speed.ipynb, in place
+	for page in benchmark training_speed; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb || exit 1; done
 
 quality: setup ## Measure the released bundle: the public test split, photographs, robustness (in place; needs the real data)
 	card-classifier data prepare
 	card-classifier evaluate --split test
-	for page in robustness photos; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb; done
+	for page in runs/robustness runs/photos model_card; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$page.ipynb && nbdev_clean --fname nbs/$$page.ipynb || exit 1; done
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve

@@ -20,8 +20,9 @@ import psutil
 import pytest
 from conftest import colour_network, colour_picture
 
-from card_classifier.bundle import write_bundle
+from card_classifier.bundle import released_bundle, write_bundle
 from card_classifier.cards import CARDS
+from card_classifier.serving.demo import EXAMPLES
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 
@@ -92,6 +93,21 @@ def test_one_image_as_the_body(service):
     assert (prediction["card"], len(prediction["top"]), prediction["error"], said["recorded"]) == (CARDS[31].class_name, 3, None, "queued")
     assert {"receive", "wait", "decode", "find", "network", "total"} == said["timings"].keys()
     assert said["timings"]["total"] >= said["timings"]["network"] > 0
+
+
+def test_every_card_of_a_photo_is_answered_and_the_largest_is_recorded(tmp_path):
+    with serving(tmp_path, released_bundle(), "--no-demo", database="sqlite:///records.sqlite") as (address, _, folder):
+        answer = httpx.post(address + "/v1/predict", content=(EXAMPLES / "three-cards.webp").read_bytes(), timeout=30).json()
+        [prediction] = answer["predictions"]
+        assert {card["card"] for card in prediction["cards"]} == {"seven of clubs", "queen of diamonds", "ace of hearts"}
+        for card in prediction["cards"]:
+            assert len(card["corners"]) == 4 and all(-0.1 < share < 1.1 for corner in card["corners"] for share in corner)
+            assert card["probability"] > 0.5 and not card["is_rejected"]
+        assert prediction["cards"][0]["card"] == prediction["card"]
+        def recorded():
+            with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(folder / "records.sqlite") as database:
+                return database.execute("select count(*) from predictions").fetchone()[0] == 1
+        wait_for(recorded)
 
 
 def test_the_keys_are_those_of_the_command_line(service, tiny_bundle, tmp_path):

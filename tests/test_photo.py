@@ -126,3 +126,15 @@ def test_straightening_undoes_any_perspective():
 def test_any_format_fits_into_the_square(shape):
     square, scale = fit_into_square(np.full((*shape, 3), 200, np.uint8), 320)
     assert square.shape == (320, 320, 3) and scale == max(shape) / 320
+
+
+def test_a_small_card_is_found_at_the_second_look(released):
+    "Cards on a hundredth of the picture: too small for the first look at all of it."
+    n_found = 0
+    for seed in range(4):
+        near = scene(seed, NAMES[:2])
+        far = np.full((2700, 3600, 3), 120, np.uint8)
+        far[900:1800, 1200:2400] = near.image
+        places = [np.array(card.corners) * (3600, 2700) - (1200, 900) for card in released.predict(far).cards if card.corners and not card.is_rejected]
+        n_found += sum(any(overlap(corners, place) > 0.5 for place in places) for corners in near.corners)
+    assert n_found >= 6, f"{n_found} of 8"
