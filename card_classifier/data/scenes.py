@@ -187,7 +187,7 @@ def rectangle_thing(
     paper = some_colour(generator) if generator.random() < 0.5 else np.full(3, generator.uniform(200, 255))
     face = np.full((height, width, 3), paper, np.float32)
     inner = int(generator.uniform(0.03, 0.2)*min(width, height))
-    kind = generator.choice(["blank", "text", "picture", "frame", "blobs"])
+    kind = generator.choice(["blank", "text", "picture", "frame", "blobs", "cover"])
     ink = (some_colour(generator)*0.6).tolist()
     if kind == "text":
         step = generator.integers(5, 14)
@@ -206,6 +206,17 @@ def rectangle_thing(
         for _ in range(generator.integers(1, 12)):
             place = (int(generator.uniform(0.1, 0.9)*width), int(generator.uniform(0.1, 0.9)*height))
             cv2.circle(face, place, int(generator.uniform(0.03, 0.12)*width), some_colour(generator).tolist(), -1, cv2.LINE_AA)
+    elif kind == "cover": # A title and a figure: book, postcard, packet
+        face = np.full((height, width, 3), some_colour(generator) if generator.random() < 0.6 else paper, np.float32).astype(np.uint8)
+        for _ in range(generator.integers(2, 9)):
+            middle = np.array([width, height])*generator.normal(0.5, 0.14, 2)
+            axes = np.maximum(1, np.array([width, height])*generator.uniform(0.04, 0.28, 2))
+            cv2.ellipse(face, np.int32(middle).tolist(), np.int32(axes).tolist(), generator.uniform(0, 180), 0, 360, some_colour(generator).tolist(), -1, cv2.LINE_AA)
+        for _ in range(generator.integers(0, 4)):
+            letters = "".join(generator.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"), generator.integers(1, 10)))
+            place = (int(generator.uniform(0, 0.5)*width), int(generator.uniform(0.1, 0.95)*height))
+            cv2.putText(face, letters, place, int(generator.integers(8)), width/generator.uniform(60, 300), ink, max(1, width//generator.integers(30, 90)), cv2.LINE_AA)
+        if generator.random() < 0.4: cv2.rectangle(face, (0, 0), (width - 1, height - 1), [235]*3, 2*inner)
     alpha = np.full((height, width), 255, np.uint8)
     if generator.random() < 0.4: alpha = cv2.resize(card_outline(width, generator.uniform(2, 12)), (width, height))
     return np.dstack([np.clip(face, 0, 255).astype(np.uint8), alpha])
@@ -248,18 +259,27 @@ def cover_card(
     corners:np.ndarray, # Of the card, shape (4, 2)
     generator:np.random.Generator,
 )->np.ndarray:          # What is covered, shape of the image, bool
-    "A finger or a thing over a part of the card, from outside."
-    mask = np.zeros(image.shape[:2], np.uint8)
+    "A finger, a sheet, a bottle over a part of the card, from outside."
     middle, edge = corners.mean(axis=0), corners[generator.integers(4)]*(share := generator.random()) + corners[generator.integers(4)]*(1 - share)
-    span = np.linalg.norm(corners[0] - corners[2])
-    tip, way = edge + (middle - edge)*generator.uniform(0, 0.5), edge - middle + generator.normal(0, 0.15*span, 2)
-    end = tip + way/max(1e-6, np.linalg.norm(way))*2*span
-    thickness = max(2, int(generator.uniform(0.06, 0.22)*span))
-    cv2.line(mask, np.int32(tip).tolist(), np.int32(end).tolist(), 255, thickness, cv2.LINE_AA)
-    is_skin = generator.random() < 0.5
-    colour = mix(SKINS[generator.integers(len(SKINS))], (200, 120, 100), 0.25) if is_skin else some_colour(generator)
+    span, kind = np.linalg.norm(corners[0] - corners[2]), generator.random()
+    tip, way = edge + (middle - edge)*generator.uniform(0, 0.5 if kind < 0.5 else 0.9), edge - middle + generator.normal(0, 0.15*span, 2)
+    way = way/max(1e-6, np.linalg.norm(way))
+    if kind >= 0.75: # Something flat
+        thing = rectangle_thing(generator, int(np.clip(span*generator.uniform(0.4, 1.5), 12, 240)))
+        size = span*generator.uniform(0.5, 1.8)*np.array([1, thing.shape[0]/thing.shape[1]])
+        angle = math.atan2(way[1], way[0]) + math.pi/2 + generator.normal(0, 0.2)
+        return lay_card(image, thing, quad_at(generator, tip + way*size[1]/2, *size, angle), generator.uniform(0, 0.6), generator.uniform(0.003, 0.04)) > 127
+    mask = np.zeros(image.shape[:2], np.uint8)
+    colour = some_colour(generator)
+    if kind < 0.5:   # Something long
+        if generator.random() < 0.5: colour = mix(SKINS[generator.integers(len(SKINS))], (200, 120, 100), 0.25)
+        cv2.line(mask, np.int32(tip).tolist(), np.int32(tip + way*2*span).tolist(), 255, max(2, int(generator.uniform(0.06, 0.3)*span)), cv2.LINE_AA)
+    else:            # Something round
+        axes = span*generator.uniform(0.12, 0.6, 2)
+        cv2.ellipse(mask, np.int32(tip + way*axes[0]).tolist(), np.int32(axes + 1).tolist(), math.degrees(math.atan2(way[1], way[0])), 0, 360, 255, -1, cv2.LINE_AA)
     share = cv2.GaussianBlur(mask, (0, 0), max(0.5, 0.01*span))[..., None]/255
-    image[:] = np.clip(image*(1 - share) + np.float32(colour)*share, 0, 255).astype(np.uint8)
+    shade = np.float32(colour)*(0.6 + 0.6*cv2.GaussianBlur(mask, (0, 0), max(0.5, 0.1*span))[..., None]/255) # Darker towards its rim, as what is not flat
+    image[:] = np.clip(image*(1 - share) + shade*share, 0, 255).astype(np.uint8)
     return mask > 127
 
 # %% ../../nbs/data/05_scenes.ipynb #261990dc
@@ -326,7 +346,7 @@ def compose(
     shadow, lift = generator.uniform(0, 0.6), generator.uniform(0.002, 0.02)
     masks = [lay_card(image, deck.faces[index], quad, shadow, lift) > 127 for index, quad in zip(chosen, corners, strict=True)]
     for quad in corners:
-        if generator.random() < 0.15: masks.append(cover_card(image, quad, generator))
+        if generator.random() < (0.35 if len(corners) == 1 else 0.15): masks.append(cover_card(image, quad, generator))
     above, shares = np.zeros((height, width), bool), []
     for number in reversed(range(len(masks))):
         if number < len(corners): shares.append(visible_share(corners[number], masks[number] & ~above))
@@ -430,8 +450,9 @@ def cutouts(
             targets.append(card.index)
         wanted = max(1, round(misled/(1 - misled)*len(scene.corners)))
         for _ in range(min(2, wanted)):
-            if generator.random() < 0.12: # A card that lies face down
-                back = decks[generator.integers(len(decks))].back[..., :3]
+            if generator.random() < 0.2: # A card that lies face down, or a thing with four corners
+                back = decks[generator.integers(len(decks))].back if generator.random() < 0.6 else rectangle_thing(generator, FACE_PIXELS)
+                back = back[..., :3]
                 edge = generator.uniform(-0.04, 0.06, (4, 2))*back.shape[1]
                 around = np.float32([(0, 0), (back.shape[1], 0), (back.shape[1], back.shape[0]), (0, back.shape[0])]) + edge
                 images.append(straighten(develop(np.ascontiguousarray(back), generator), np.float32(around), size))
