@@ -6,8 +6,8 @@
 __all__ = ['app', 'data_app', 'CALIBRATION_IMAGES', 'PHOTO_SUFFIXES', 'records_app', 'DatabaseOption', 'CommandError',
            'is_expected', 'one_line_errors', 'progress_bars', 'print_table', 'show_settings', 'shards_at', 'shard_rows',
            'data', 'data_prepare', 'find_run', 'find_bundle', 'resumed_settings', 'follow', 'execute_run', 'percent',
-           'run_rows', 'train', 'example_rows', 'evaluation_shards', 'evaluate_command', 'eight_bits', 'export',
-           'photos', 'answer', 'prediction_row', 'predict', 'explained', 'serve', 'records_module', 'show_records',
+           'run_rows', 'train', 'example_rows', 'evaluation_shards', 'evaluate_command', 'quicker', 'export', 'photos',
+           'answer', 'prediction_row', 'predict', 'explained', 'serve', 'records_module', 'show_records',
            'records_export', 'records_clean', 'version']
 
 # %% ../nbs/cli.ipynb #bf47d9a8
@@ -336,42 +336,50 @@ def evaluate_command(
 # %% ../nbs/cli.ipynb #0164c173
 CALIBRATION_IMAGES = 256 # Training images that set the scales of an eight-bit network
 
-def eight_bits(
+def quicker(
     info,          # `BundleInfo` of the full network
     content:bytes, # Its ONNX file
-)->tuple:          # The same two for its eight-bit form, measured anew
-    "The eight-bit form of a network that passed the gate. Raises `CommandError` without the data it was trained on, `ExportError` if it isn't good enough."
+    int8:bool,     # In eight bits
+    bf16:bool,     # Computed in bfloat16 on processors that can
+)->tuple:          # The same two for its quicker form, measured anew
+    "The quicker form of a network that passed the gate. Raises `CommandError` without the data it was trained on, `ExportError` if it isn't good enough."
     import hashlib
     import tempfile
     from dataclasses import replace
     import numpy as np
+    import torch
     from card_classifier.bundle import prepare_image, softmax
+    from card_classifier.config import AugmentSettings
+    from card_classifier.data.loaders import as_uint8, augment, seed_everything
     from card_classifier.serving.predictor import ENGINES, classifier_ports, open_network
     from card_classifier.training.evaluate import choose_rejection_threshold, evaluate, fit_temperature
     from card_classifier.training.quantize import compare_networks, pass_gate, quantize
     shards = evaluation_shards("", info.data.get("checksum", ""))
-    if shards.checksum != info.data.get("checksum"): raise CommandError(f"eight bits are set and judged on the data that the network was trained on ({info.data.get('name')}), and they are not here: card-classifier data prepare")
+    if shards.checksum != info.data.get("checksum"): raise CommandError(f"a quicker form is set and judged on the data that the network was trained on ({info.data.get('name')}), and they are not here: card-classifier data prepare")
     def read(samples): return np.stack([prepare_image(shards.read(sample), info.input_size) for sample in samples])
     samples = {split: shards.samples(split) for split in ("train", "valid", "test")}
-    small = quantize(content, read(samples["train"][::max(1, len(samples["train"])//CALIBRATION_IMAGES)]))
+    small = quantize(content, read(samples["train"][::max(1, len(samples["train"])//CALIBRATION_IMAGES)])) if int8 else content
     images, targets = read(samples["valid"]), np.array([sample.class_index for sample in samples["valid"]])
+    seed_everything(0)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()/255
+    varied = np.concatenate([as_uint8(augment(pixels.clone(), AugmentSettings())) for _ in range(4)])
     with tempfile.TemporaryDirectory() as folder:
         networks = []
-        for name, file in (("full.onnx", content), ("small.onnx", small)):
+        for name, file, precision in (("full.onnx", content, "f32"), ("quicker.onnx", small, "bf16" if bf16 else "f32")):
             (Path(folder)/name).write_bytes(file)
-            networks.append(open_network(Path(folder)/name, classifier_ports(info.input_size), engine=ENGINES[0]))
-    comparison, valid_logits = compare_networks(tuple(networks), (len(content), len(small)), images, targets, ENGINES[0])
-    print_table("the full network and its eight-bit form, on valid", ["", "full", "eight bits"], [(name, *(f"{value:.4g}" for value in pair)) for name, pair in comparison.to_dict().items() if isinstance(pair, tuple)])
+            networks.append(open_network(Path(folder)/name, classifier_ports(info.input_size), engine=ENGINES[0], precision=precision))
+    comparison, valid_logits = compare_networks(tuple(networks), (len(content), len(small)), images, targets, varied, ENGINES[0])
+    print_table("the full network and its quicker form, on valid", ["", "full", "quicker"], [(name, *(f"{value:.4g}" for value in pair)) for name, pair in comparison.to_dict().items() if isinstance(pair, tuple)])
     pass_gate(comparison)
     temperature = fit_temperature(valid_logits, targets)
     test_logits = np.concatenate([networks[1](batch)[0] for batch in np.array_split(read(samples["test"]), max(1, len(samples["test"])//16))])
-    metrics = {"eight_bits": comparison.to_dict(), "full": info.metrics}
+    metrics = {"gate": comparison.to_dict(), "full": info.metrics}
     for split, logits in (("valid", valid_logits), ("test", test_logits)):
         found = evaluate(logits, np.array([sample.class_index for sample in samples[split]]), [sample.path for sample in samples[split]], temperature, shards.leaking(split))
         metrics[split] = {name: value for name, value in found.items() if not isinstance(value, list | dict) or name == "without_leaking"}
     threshold = choose_rejection_threshold(softmax(valid_logits, temperature).max(axis=1), 0.01)
-    return replace(info, temperature=temperature, rejection_threshold=threshold, model_version=hashlib.sha256(small).hexdigest()[:12], metrics=metrics,
-        engine={**info.engine, "name": ENGINES[0], "bits": 8}), small
+    engine = {**info.engine, "name": ENGINES[0]} | ({"bits": 8} if int8 else {}) | ({"precision": "bf16"} if bf16 else {})
+    return replace(info, temperature=temperature, rejection_threshold=threshold, model_version=hashlib.sha256(small).hexdigest()[:12], metrics=metrics, engine=engine), small
 
 @app.command()
 @one_line_errors
@@ -380,11 +388,13 @@ def export(
     to:Annotated[str, typer.Option(help="Folder for the bundle; without it the package's own, which makes it the released one")] = "",
     finder:Annotated[str, typer.Option(help="A run of the experiment finder: its network, which finds cards in photographs, goes into the bundle too")] = "",
     int8:Annotated[bool, typer.Option("--int8", help="Round the network to eight bits; refused unless it is as good on valid and really faster. Opens the test split, once, to measure what is released")] = False,
+    bf16:Annotated[bool, typer.Option("--bf16", help="Let processors that can compute in bfloat16 do so, for the network (refused as --int8 is) and for the finder")] = False,
     threshold:Annotated[float, typer.Option(help="Smallest score of a place that the finder takes for a card", min=0, max=1)] = 0.3,
     whole_threshold:Annotated[float, typer.Option(help="Smallest probability of a picture that is read as a whole because no card was found in it", min=0, max=1)] = 0.9,
     reject_below:Annotated[float | None, typer.Option(help="Smallest probability of a card that was found; without it what the run chose on valid", min=0, max=1)] = None,
 ):
     "Copies the bundle of a run, checked, to where it is to be served from."
+    import hashlib
     from dataclasses import replace
     from card_classifier.bundle import FINDER_FILE, MODEL_FILE, read_bundle, released_folder, write_bundle
     bundle = find_bundle(run)
@@ -396,9 +406,10 @@ def export(
         finder_file = found/FINDER_FILE
         if not finder_file.is_file(): raise CommandError(f"the run {found.name} has no {FINDER_FILE}; train one with: card-classifier train --experiment finder")
         metrics = json.loads((found/"metrics.json").read_text(encoding="utf-8"))
-        info = replace(info, finder={"run": found.name, "threshold": threshold, "whole_threshold": whole_threshold, **{name: metrics[name] for name in ("input_size", "arch", "weights", "data", "minutes", "corner_error")}})
+        info = replace(info, finder={"run": found.name, **({"precision": "bf16"} if bf16 else {}), "threshold": threshold, "whole_threshold": whole_threshold, **{name: metrics[name] for name in ("input_size", "arch", "weights", "data", "minutes", "corner_error")}})
     content = (bundle/MODEL_FILE).read_bytes()
-    if int8: info, content = eight_bits(info, content)
+    if int8 or bf16: info, content = quicker(info, content, int8, bf16)
+    if finder_file: info = replace(info, model_version=hashlib.sha256(content + finder_file.read_bytes()).hexdigest()[:12]) # Another finder gives other answers
     if reject_below is not None: info = replace(info, rejection_threshold=reject_below)
     write_bundle(target, info, content, finder_file and finder_file.read_bytes(), overwrite=True)
     with_finder = f" with the finder {info.finder.get('run', '')}" if info.finder else ""
@@ -491,6 +502,8 @@ def serve(
     bundle:Annotated[str, typer.Option(help="A bundle's folder, a run, or latest; without it the released bundle. The folder is watched for a new one", envvar="CARD_CLASSIFIER_BUNDLE")] = "",
     database:Annotated[str, explained("database", envvar="CARD_CLASSIFIER_DATABASE")] = ServeSettings.database,
     keep_images:Annotated[bool, explained("keep_images", "--keep-images")] = ServeSettings.keep_images,
+    image_days:Annotated[float, explained("image_days")] = ServeSettings.image_days,
+    record_days:Annotated[float, explained("record_days")] = ServeSettings.record_days,
     demo_only:Annotated[bool, typer.Option("--demo-only", help="Offer the demo page and no API")] = False,
     no_demo:Annotated[bool, typer.Option("--no-demo", help="Offer the API and no demo page")] = False,
     max_body:Annotated[int, explained("max_body")] = ServeSettings.max_body,
@@ -505,7 +518,7 @@ def serve(
 ):
     "Serves the model: a demo page at /, the API under /v1, its description at /docs, numbers for Prometheus at /metrics."
     settings = ServeSettings(host=host, port=port, workers=workers, threads=threads, engine=engine, bundle=str(find_bundle(bundle).resolve()) if bundle else "", database=database,
-        keep_images=keep_images, has_api=not demo_only, has_demo=not no_demo, max_body=max_body, max_pixels=max_pixels, max_files=max_files, max_waiting=max_waiting,
+        keep_images=keep_images, image_days=image_days, record_days=record_days, has_api=not demo_only, has_demo=not no_demo, max_body=max_body, max_pixels=max_pixels, max_files=max_files, max_waiting=max_waiting,
         body_seconds=body_seconds, grace_seconds=grace_seconds, watch_seconds=watch_seconds, cors_origins=cors_origins, logs=logs)
     try: from card_classifier.serving import api
     except ImportError as error: raise CommandError(f"serving needs further packages ({error.name} is missing): pip install 'card_classifier[serve]'") from None

@@ -179,6 +179,8 @@ class ServeSettings:
     bundle:str = setting("", "Folder of the bundle, watched for a new one; empty: the released bundle")
     database:str = setting("sqlite:///records.sqlite", "Where answers are recorded: sqlite:///FILE, postgresql://…, or none")
     keep_images:bool = setting(False, "Also record the images themselves")
+    image_days:float = setting(30.0, "Days after which recorded images are removed; 0: they stay as long as their records")
+    record_days:float = setting(0.0, "Days after which records are removed; 0: they stay")
     has_api:bool = setting(True, "Offer the API under /v1")
     has_demo:bool = setting(True, "Offer the demo page at /")
     max_body:int = setting(20_000_000, "Largest request body in bytes")
@@ -196,7 +198,7 @@ class ServeSettings:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("body_seconds", "grace_seconds"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("workers", "watch_seconds"):
+        for name in ("workers", "watch_seconds", "image_days", "record_days"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         require(0 <= self.port <= 65535, f"port must be from 0 to 65535, got {self.port}")
         require(self.logs in ("auto", "readable", "json"), f"logs must be auto, readable or json, got {self.logs!r}")

@@ -127,10 +127,11 @@ def write_report(results: dict) -> None:
         for split in ("test", "valid") for label, figures in ((f"{split}, as published", info.metrics[split]), (f"{split}, without leaking images", info.metrics[split]["without_leaking"])) if figures]
     mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %"] for mistake in test["mistakes"]]
     reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
-    eight, photos = info.metrics.get("eight_bits"), info.metrics.get("real_photographs")
-    bits = "Every figure is of the full network." if eight is None else (
-        f"The released network holds eight-bit integers. It passed a gate for that: {eight['n_right'][1]} of {eight['n_images']} validation images right ({eight['n_right'][0]} with 32-bit numbers), "
-        f"{eight['megabytes'][1]:.1f} MB instead of {eight['megabytes'][0]:.1f}, and {eight['milliseconds'][1]:.1f} ms instead of {eight['milliseconds'][0]:.1f} on one thread. On test it is right on {info.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
+    gate, photos = info.metrics.get("gate"), info.metrics.get("real_photographs")
+    bits = "Every figure is of the full network." if gate is None else (
+        f"What is released is a quicker form of that network, in {'eight-bit integers' if info.engine.get('bits') == 8 else '32-bit numbers'}{', computed in bfloat16 where the processor can' if info.engine.get('precision') == 'bf16' else ''}. "
+        f"It passed a gate for that: {gate['n_right'][1]} of {gate['n_images']} validation images right ({gate['n_right'][0]} in full), {gate['varied_right'][1]} of {gate['n_varied']} varied ones ({gate['varied_right'][0]} in full), "
+        f"{gate['megabytes'][1]:.1f} MB instead of {gate['megabytes'][0]:.1f}, and {gate['milliseconds'][1]:.1f} ms instead of {gate['milliseconds'][0]:.1f} on one thread. On test it is right on {info.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
     beyond = f"On {photos['photographs']} real photographs of tables and floors it finds and reads {percent_with_interval(photos)} of {photos['n']} cards. " if photos else ""
     settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
     text = (REPORTS / "template.md").read_text(encoding="utf-8")

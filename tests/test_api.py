@@ -219,6 +219,23 @@ def test_feedback_reaches_the_records(service):
     assert httpx.post(address + "/v1/feedback", content=b"{\xff", headers={"content-type": "application/json"}).status_code in (400, 422)
 
 
+def test_retention_is_applied_while_the_service_runs(tiny_bundle, tmp_path):
+    with serving(tmp_path, tiny_bundle, "--no-demo", "--keep-images", database="sqlite:///records.sqlite") as (address, _, folder):
+        assert httpx.post(address + "/v1/predict?record=wait", content=encoded(9)).json()["recorded"] == "written"
+
+    def counts():
+        with contextlib.closing(sqlite3.connect(folder / "records.sqlite")) as database:
+            return [database.execute(f"select count(*) from {table}").fetchone()[0] for table in ("predictions", "images")]
+
+    assert counts() == [1, 1]
+    time.sleep(0.5)
+    with serving(tmp_path, tiny_bundle, "--no-demo", "--image-days", "0.000001", database="sqlite:///records.sqlite"):
+        wait_for(lambda: counts() == [1, 0], 20)
+    with serving(tmp_path, tiny_bundle, "--no-demo", "--record-days", "0.000001", database="sqlite:///records.sqlite"):
+        wait_for(lambda: counts() == [0, 0], 20)
+    assert "retention applied" in [event["event"] for event in events(folder)]
+
+
 def numbers(address):
     "The metrics as a dictionary."
     lines = httpx.get(address + "/metrics").text.splitlines()

@@ -439,3 +439,33 @@ def test_importing_it_does_not_import_gradio():
     code = "import card_classifier.serving.demo, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"gradio", "torch", "fastai", "timm", "wandb", "dvc", "pandas", "cv2", "openvino", "onnxruntime"}
+
+
+def test_the_command_serves_the_demo_alone_and_outlines_every_card(browser, tmp_path):
+    command = [Path(sys.executable).with_name("card-classifier"), "serve", "--demo-only", "--port", "0", "--workers", "1", "--database", "sqlite:///records.sqlite"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        address = re.search(r"http://\S+:\d+", line)[0]
+        assert "curl" not in line, "it does not offer an API that is not there"
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health/ready", timeout=5) as response:
+                if response.status == 200:
+                    break
+            time.sleep(0.1)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(urllib.request.Request(f"{address}/v1/predict", b"photo"), timeout=60)
+        page = browser.new_page(viewport=SIZES["phone"])
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.wait_for_load_state("networkidle")
+        page.get_by_role("button", name=f"Example {EXAMPLE_NAMES.index('three-cards') + 1}").click()
+        page.wait_for_selector("#answer .outlined polygon")
+        assert page.locator("#answer .outlined polygon").count() == 3
+        assert fits(page)
+        page.close()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    assert (tmp_path / "records.sqlite").exists()

@@ -21,6 +21,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -52,7 +53,7 @@ from ..bundle import released_bundle
 from ..config import ServeSettings, available_cpus
 from .predictor import Examined, Predictor
 from .records import Records
-from .service import SPARE_VARIABLE, TITLES, DemoService, Metrics, Place, Problem, SentFile, Service, answer_request, copy_bundle, give_feedback, log, start_logs, take_place, warm_up
+from .service import SPARE_VARIABLE, TITLES, DemoService, Metrics, Place, Problem, SentFile, Service, answer_request, copy_bundle, give_feedback, keep_house, log, start_logs, take_place, warm_up
 
 # %% ../../nbs/serving/04_api.ipynb #47e7a6c3
 class FileParts:
@@ -611,10 +612,15 @@ def serve(
         timeout_keep_alive=75, # Longer than load balancers keep theirs, so that it is never we who close a connection that is about to be used
         timeout_worker_healthcheck=60) # A worker that is still starting on a slow machine is not a hung one
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    stopping = threading.Event()
+    if settings.database not in ("", "none") and (settings.image_days or settings.record_days): threading.Thread(target=keep_house, args=(settings, stopping), name="housekeeping", daemon=True).start()
     say(f"http://{host}:{listening.getsockname()[1]}")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # A single worker hands the signal on when it is done; by default it would end the process before what follows is put away
     try:
         if n_workers > 1: Supervisor(config, sockets=[listening]).run()
         else: uvicorn.Server(config).run(sockets=[listening])
     finally:
+        stopping.set()
         listening.close()
         for folder in (numbers, spare): shutil.rmtree(folder, ignore_errors=True)
