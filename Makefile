@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark quality serve load serving-benchmark attacks image image-test docs readme report lock clean
+.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark quality studies serve load serving-benchmark attacks image image-test docs readme report lock clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -74,6 +74,9 @@ quality: setup ## Measure the released bundle: the public test split, photograph
 	card-classifier data prepare
 	card-classifier evaluate --split test
 	for page in runs/robustness runs/photos model_card; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$page.ipynb && nbdev_clean --fname nbs/$$page.ipynb || exit 1; done
+
+studies: setup ## What each ingredient of the training brings, and what smaller networks cost: nbs/runs/ingredients.ipynb and smaller.ipynb, in place (needs the runs they name)
+	for page in ingredients smaller; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb || exit 1; done
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve

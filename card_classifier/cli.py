@@ -388,7 +388,7 @@ def export(
     to:Annotated[str, typer.Option(help="Folder for the bundle; without it the package's own, which makes it the released one")] = "",
     finder:Annotated[str, typer.Option(help="A run of the experiment finder: its network, which finds cards in photographs, goes into the bundle too")] = "",
     int8:Annotated[bool, typer.Option("--int8", help="Round the network to eight bits; refused unless it is as good on valid and really faster. Opens the test split, once, to measure what is released")] = False,
-    bf16:Annotated[bool, typer.Option("--bf16", help="Let processors that can compute in bfloat16 do so, for the network (refused as --int8 is) and for the finder")] = False,
+    bf16:Annotated[bool, typer.Option("--bf16", help="Let processors that can compute in bfloat16 do so; refused as --int8 is. The finder always may: a rounded corner is as good")] = False,
     threshold:Annotated[float, typer.Option(help="Smallest score of a place that the finder takes for a card", min=0, max=1)] = 0.3,
     whole_threshold:Annotated[float, typer.Option(help="Smallest probability of a picture that is read as a whole because no card was found in it", min=0, max=1)] = 0.9,
     reject_below:Annotated[float | None, typer.Option(help="Smallest probability of a card that was found; without it what the run chose on valid", min=0, max=1)] = None,
@@ -406,7 +406,7 @@ def export(
         finder_file = found/FINDER_FILE
         if not finder_file.is_file(): raise CommandError(f"the run {found.name} has no {FINDER_FILE}; train one with: card-classifier train --experiment finder")
         metrics = json.loads((found/"metrics.json").read_text(encoding="utf-8"))
-        info = replace(info, finder={"run": found.name, **({"precision": "bf16"} if bf16 else {}), "threshold": threshold, "whole_threshold": whole_threshold, **{name: metrics[name] for name in ("input_size", "arch", "weights", "data", "minutes", "corner_error")}})
+        info = replace(info, finder={"run": found.name, "precision": "bf16", "threshold": threshold, "whole_threshold": whole_threshold, **{name: metrics[name] for name in ("input_size", "arch", "weights", "data", "minutes", "corner_error")}})
     content = (bundle/MODEL_FILE).read_bytes()
     if int8 or bf16: info, content = quicker(info, content, int8, bf16)
     if finder_file: info = replace(info, model_version=hashlib.sha256(content + finder_file.read_bytes()).hexdigest()[:12]) # Another finder gives other answers

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -245,8 +246,10 @@ class Predictor:
         self.folder, self.max_pixels = Path(released_bundle() if bundle is None else bundle), max_pixels
         self.info = read_bundle(self.folder)
         finder = self.info.finder
-        self.network = open_network(self.folder / MODEL_FILE, classifier_ports(self.info.input_size), n_threads, engine, self.info.engine.get("precision", "f32"))
-        self.finder = open_network(self.folder / FINDER_FILE, finder_ports(finder["input_size"]), n_threads, engine, finder.get("precision", "f32")) if finder else None
+        with ThreadPoolExecutor(2) as pool: # Compiling takes most of the time of a start, and two cores do it in two thirds
+            network = pool.submit(open_network, self.folder / MODEL_FILE, classifier_ports(self.info.input_size), n_threads, engine, self.info.engine.get("precision", "f32"))
+            found = pool.submit(open_network, self.folder / FINDER_FILE, finder_ports(finder["input_size"]), n_threads, engine, finder.get("precision", "f32")) if finder else None
+        self.network, self.finder = network.result(), found and found.result()
 
     def logits(
         self,
