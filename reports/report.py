@@ -8,6 +8,7 @@ import nbformat
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from nbdev.clean import nbdev_clean
 
 from card_classifier.bundle import read_bundle, released_bundle
 from card_classifier.config import checkout, find_checkout
@@ -64,6 +65,7 @@ def keep_record(run: Path, page: str, title: str) -> None:
                     output.execution_count = None
     notebook.cells = kept
     nbformat.write(notebook, checkout() / "nbs" / "runs" / page)
+    nbdev_clean(fname=checkout() / "nbs" / "runs" / page)
 
 
 def recipe(run: dict) -> str:
