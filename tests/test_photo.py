@@ -83,7 +83,9 @@ def test_engines_find_the_same(released):
     other = Predictor(engine=ENGINES[1])
     first, second = released.find(photo), other.find(photo)
     assert len(first) == len(second) > 0
-    for one, two in zip(first, second, strict=True): assert np.allclose(one.corners, two.corners, atol=1)
+    for one, two in zip(first, second, strict=True):
+        diagonal = np.linalg.norm(two.corners[2] - two.corners[0])
+        assert np.abs(one.corners - two.corners).max() < 0.01 * diagonal, "bfloat16, which only one of the engines computes in, moves a corner by less than a hundredth of the card"
 
 
 @pytest.mark.parametrize("kind", ["felt", "wood", "plain", "newspaper", "carpet"])
