@@ -12,6 +12,7 @@ __all__ = ['app', 'data_app', 'CALIBRATION_IMAGES', 'PHOTO_SUFFIXES', 'records_a
 
 # %% ../nbs/cli.ipynb #bf47d9a8
 import json
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -520,6 +521,7 @@ def serve(
     settings = ServeSettings(host=host, port=port, workers=workers, threads=threads, engine=engine, bundle=str(find_bundle(bundle).resolve()) if bundle else "", database=database,
         keep_images=keep_images, image_days=image_days, record_days=record_days, has_api=not demo_only, has_demo=not no_demo, max_body=max_body, max_pixels=max_pixels, max_files=max_files, max_waiting=max_waiting,
         body_seconds=body_seconds, grace_seconds=grace_seconds, watch_seconds=watch_seconds, cors_origins=cors_origins, logs=logs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # By default it ends a single worker before its folders are put away, and does nothing to the first process of a container that is still starting
     try: from card_classifier.serving import api
     except ImportError as error: raise CommandError(f"serving needs further packages ({error.name} is missing): pip install 'card_classifier[serve]'") from None
     def say(address:str)->None:

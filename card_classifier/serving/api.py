@@ -21,7 +21,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -49,7 +48,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 import card_classifier
-from ..bundle import released_bundle
+from ..bundle import read_bundle, released_bundle
 from ..config import ServeSettings, available_cpus
 from .predictor import Examined, Predictor
 from .records import Records
@@ -597,7 +596,8 @@ def serve(
 )->None:
     "Serves until it is stopped. Raises `BundleError`, `RecordsError`, `ValueError` or `OSError` before it listens."
     n_workers = settings.workers or available_cpus()
-    warm_up(Predictor(settings.bundle or None, settings.threads, settings.engine)) # A bundle that can't be used is said here, in one line, and not by every worker
+    if settings.bundle or settings.engine != ServeSettings.engine: warm_up(Predictor(settings.bundle or None, settings.threads, settings.engine)) # A bundle that can't be used is said here, in one line, and not by every worker
+    else: read_bundle(released_bundle()) # Known to run; whether it is whole takes milliseconds
     if settings.database not in ("", "none"): Records(settings.database).close() # Likewise; and the tables are made before several workers want to
     os.environ[SETTINGS_VARIABLE] = json.dumps(dataclasses.asdict(settings))
     numbers = shared_folder()
@@ -615,8 +615,6 @@ def serve(
     stopping = threading.Event()
     if settings.database not in ("", "none") and (settings.image_days or settings.record_days): threading.Thread(target=keep_house, args=(settings, stopping), name="housekeeping", daemon=True).start()
     say(f"http://{host}:{listening.getsockname()[1]}")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # A single worker hands the signal on when it is done; by default it would end the process before what follows is put away
     try:
         if n_workers > 1: Supervisor(config, sockets=[listening]).run()
         else: uvicorn.Server(config).run(sockets=[listening])
