@@ -382,6 +382,7 @@ def quicker(
     engine = {**info.engine, "name": ENGINES[0]} | ({"bits": 8} if int8 else {}) | ({"precision": "bf16"} if bf16 else {})
     return replace(info, temperature=temperature, rejection_threshold=threshold, model_version=hashlib.sha256(small).hexdigest()[:12], metrics=metrics, engine=engine), small
 
+# %% ../nbs/cli.ipynb #77eb8477
 @app.command()
 @one_line_errors
 def export(

@@ -108,7 +108,7 @@ def test_no_secret_and_no_path_of_a_machine():
     for name in ("Dockerfile", ".dockerignore", "tests/image/engine.py", "tests/image/build.py", "tests/image/check.py"):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert not re.search(r"(?i)\b(password|passwd|secret|token|credential)s?\s*[=:]\s*['\"]?\w", text), name
-        assert not re.search(r"/(home|Users)/\w|/tmp/w|/work/main|https?://(?!127\.0\.0\.1)", text), name
+        assert not re.search(r"/(home|Users)/\w|/tmp/\w+/|https?://(?!127\.0\.0\.1)", text), name
 
 
 def admitted(path: str, patterns: list[str]) -> bool:

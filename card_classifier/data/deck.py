@@ -105,6 +105,7 @@ class SuitShape:
         leaves = [circle + np.array(place) for place in ((0, self.leaf - 1), (self.spread, low), (-self.spread, low))]
         return [*leaves, stem, curve(f"0,-0.4! {0.6*self.spread},{low}! 0,{low + 0.1}!", axis=0)]
 
+# %% ../../nbs/data/01_deck.ipynb #217392d1
 SUIT_SHAPES = {
     "train": (
         SuitShape("plain"), SuitShape("plump", 1.0, 0.26, 0.3, 0.85, 0.0, 0.5, 0.5, 0.5),
@@ -866,6 +867,7 @@ def court_frame(style:DeckStyle)->tuple[float, float, float, float]:
     height = min(CARD_HEIGHT - (20 if layout.inset < 8 else 26), 1.13*104/60*width)
     return left, (CARD_HEIGHT - height)/2, width, height
 
+# %% ../../nbs/data/01_deck.ipynb #cc4c800c
 def print_court(canvas:Canvas, style:DeckStyle, card:Card):
     "Prints a king, queen or jack."
     suit, rank, ink = suit_name(card), rank_text(card), style.palette.ink(suit_name(card))
@@ -897,6 +899,7 @@ def figure_size(width:float, height:float)->tuple[float, float]:
     across, down = width/60, height/104
     return min(across, 1.13*down), min(down, 1.13*across)
 
+# %% ../../nbs/data/01_deck.ipynb #497a07ac
 def print_girdle(box:Canvas, style:DeckStyle, fills:dict[str, Fill], width:float, height:float):
     "The line or the belt that divides the two halves."
     middle, across = np.array([width/2, height/2]), np.array([width, width*style.slope])
@@ -994,6 +997,7 @@ def print_joker(canvas:Canvas, style:DeckStyle, card:Card):
             canvas.stamp(mask, x, y + 45, ink)
     print_joker_index(canvas, style, ink)
 
+# %% ../../nbs/data/01_deck.ipynb #087aa760
 def print_joker_index(canvas:Canvas, style:DeckStyle, ink:Colour):
     "Prints JOKER, letter under letter or along the edge, or a star, into two opposite corners."
     layout = style.layout
@@ -1053,6 +1057,7 @@ def paper_texture(
     texture -= (0.1 if style.paper == "vignette" else 0.25*style.stains)*np.exp(-edge*14)
     return cv2.merge([texture]*3)
 
+# %% ../../nbs/data/01_deck.ipynb #f821e797
 def wear_out(
     pixels:np.ndarray,             # RGB face, shape (h, w, 3), uint8
     style:DeckStyle,
@@ -1107,6 +1112,7 @@ def card_outline(
     cv2.fillPoly(mask, [np.int32((np.concatenate(corners) + middle)*scale)], 255)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
 
+# %% ../../nbs/data/01_deck.ipynb #71b324e4
 FRAMES = { # The upper right half of frames that leave the indices' corners free
     "corners": ("70,4! 96,4! 96,30!", "74,6.4! 93.6,6.4! 93.6,26!"),
     "bar": ("30,4! 96,4! 96,106!",),
@@ -1127,6 +1133,7 @@ def print_frame(canvas:Canvas, style:DeckStyle, ink:Colour):
                 outline = curve(points, is_closed=False)
                 canvas.stroke((CARD_WIDTH, CARD_HEIGHT) - outline if is_turned else outline, ink, 0.7)
 
+# %% ../../nbs/data/01_deck.ipynb #0eafe8b0
 @lru_cache(maxsize=160)
 def render_face(
     card:Card,
@@ -1232,6 +1239,7 @@ def plain(size:int, generator:np.random.Generator)->np.ndarray:
     light = 1 + 0.06*cloud(size, size, 150, generator) + 0.012*generator.standard_normal((size, size), dtype=np.float32)
     return base*light[..., None]
 
+# %% ../../nbs/data/01_deck.ipynb #5a4e0a60
 def newspaper(size:int, generator:np.random.Generator)->np.ndarray:
     page = np.full((size, size), 218, np.float32) + 8*cloud(size, size, 60, generator)
     n_columns = generator.integers(2, 5)
@@ -1418,6 +1426,7 @@ def pose(
         corners = np.abs(corners)*((-1, -1), (1, -1), (1, 1), (-1, 1))
     return (corners @ np.array([[cosine, sine], [-sine, cosine]]) + centre)*size
 
+# %% ../../nbs/data/01_deck.ipynb #f1d9c369
 def thumb(image:np.ndarray, corners:np.ndarray, generator:np.random.Generator):
     "Covers a corner without an index with a finger, as someone who holds the card."
     corner, middle = corners[3 if generator.random() < 0.7 else 2], corners.mean(axis=0)
@@ -1578,6 +1587,7 @@ def write_whole(folder:Path, path:Path, content:bytes):
     finally:
         temporary.unlink(missing_ok=True)
 
+# %% ../../nbs/data/01_deck.ipynb #36409aa2
 def render_images(
     folder:Path,
     seed:int,
@@ -1598,6 +1608,7 @@ def render_images(
         n_written += 1
     return n_written
 
+# %% ../../nbs/data/01_deck.ipynb #86239f45
 def read_marker(folder:Path, parameters:dict)->dict|None:
     "What a folder says it holds, None for a new one. Raises DeckError if that is anything but a data set of these parameters."
     marker = folder/DATA_SET_FILE

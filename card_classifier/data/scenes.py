@@ -117,6 +117,7 @@ def leaves(
             cv2.fillPoly(image, [np.int32(outline)], colour, cv2.LINE_AA)
     return np.clip(image, 0, 255).astype(np.uint8)
 
+# %% ../../nbs/data/05_scenes.ipynb #b7f3149e
 def clouds(
     generator:np.random.Generator,
     height:int, # Pixels
@@ -148,6 +149,7 @@ def stripes(
     image = some_colour(generator)*(1 - field) + some_colour(generator)*field
     return np.clip(image*(1 + 0.1*cloud(height, width, 30, generator)[..., None]), 0, 255).astype(np.uint8)
 
+# %% ../../nbs/data/05_scenes.ipynb #0e273bc7
 def two_grounds(
     generator:np.random.Generator,
     height:int, # Pixels
@@ -221,6 +223,7 @@ def rectangle_thing(
     if generator.random() < 0.4: alpha = cv2.resize(card_outline(width, generator.uniform(2, 12)), (width, height))
     return np.dstack([np.clip(face, 0, 255).astype(np.uint8), alpha])
 
+# %% ../../nbs/data/05_scenes.ipynb #d6be8a69
 def quad_at(
     generator:np.random.Generator,
     centre:np.ndarray, # Pixels, shape (2,)
@@ -254,6 +257,7 @@ def lay_thing(
         points = np.int32(centre + np.cumsum(generator.normal(0, 0.3*size, (generator.integers(2, 6), 2)), axis=0))
         cv2.polylines(image, [points], False, some_colour(generator).tolist(), generator.integers(1, 12).item(), cv2.LINE_AA)
 
+# %% ../../nbs/data/05_scenes.ipynb #b635795b
 def cover_card(
     image:np.ndarray,   # RGB, uint8; drawn into
     corners:np.ndarray, # Of the card, shape (4, 2)
@@ -399,6 +403,7 @@ def shaken(
     shaken = middle + (shaken - middle)*(1 + generator.normal(-0.02, 0.04)) + generator.normal(0, 0.02, 2)*size
     return np.roll(shaken, 2, axis=0) if generator.random() < 0.5 else shaken
 
+# %% ../../nbs/data/05_scenes.ipynb #1ffeec5e
 def misleading(
     scene:Scene,
     back:np.ndarray,     # RGBA
@@ -432,6 +437,7 @@ def covered_by_cards(
         shares.append(shared/max(1e-6, cv2.contourArea(np.float32(corners)) + cv2.contourArea(np.float32(quad)) - shared))
     return max(shares, default=0.0)
 
+# %% ../../nbs/data/05_scenes.ipynb #23b62e3d
 def cutouts(
     decks:Sequence[Deck],          # One of them is laid
     generator:np.random.Generator, # The same state gives the same cutouts

@@ -158,6 +158,7 @@ def problem_response(
     if problem.reason == "unauthorized": headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps({**problem.body(), "request_id": request_id, **more}), problem.status, headers, "application/problem+json")
 
+# %% ../../nbs/serving/04_api.ipynb #d64a0aaa
 LINGER_SECONDS = 5 # For a client that is told no to stop sending and read why
 
 class Exchange:
@@ -269,6 +270,7 @@ class CardAnswer(BaseModel):
     is_rejected:bool = Field(examples=[False])
     rejection_reason:str|None = Field(examples=[None, NO_CARD_EXAMPLE])
 
+# %% ../../nbs/serving/04_api.ipynb #ac70adde
 class FileAnswer(BaseModel):
     "What is said about one file."
     file:str = Field(description="The file's name as sent, or `body`", examples=["photo.jpg"])
@@ -302,6 +304,7 @@ class FeedbackAnswer(BaseModel):
     index:int
     card:str = Field(examples=[CARD_EXAMPLE])
 
+# %% ../../nbs/serving/04_api.ipynb #8b6cd833
 class ModelAnswer(BaseModel):
     "What the bundle in service says about itself."
     name:str
@@ -334,6 +337,7 @@ def may_answer(
                      "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"},
                          "examples": {reason: {"value": {**Problem(reason, "…").body(), "request_id": "5f1c0f6f0e5b4b1f9f0c6f1f2a3b4c5d"}} for reason in found}}}} for status, found in by_status.items()}
 
+# %% ../../nbs/serving/04_api.ipynb #8bf6f833
 EVERYWHERE = ("malformed-request", "unauthorized", "body-too-slow", "body-too-large")
 PREDICT_BODY = {"requestBody": {"required": True, "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, GIF, BMP and TIFF are recognised by their content; names and content types don't matter.", "content": {
     "multipart/form-data": {"schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}}}},
@@ -377,6 +381,7 @@ def add_predict(
         request.scope["state"]["told"] = {"cards": [one["card"] for one in answer["predictions"]]} if len(files) <= 8 else {"n_files": len(files)}
         return json_response(answer)
 
+# %% ../../nbs/serving/04_api.ipynb #310c427d
 def add_others(
     api:FastAPI,
     service:Callable[[], Service], # Gives the worker's service; raises `Problem` before it is ready
@@ -501,6 +506,7 @@ class Site:
         except Problem as problem: return await problem_response(problem, scope["state"]["exchange"].request_id)(scope, receive, send)
         await demo(scope, receive, send)
 
+# %% ../../nbs/serving/04_api.ipynb #17f52386
 SETTINGS_VARIABLE = "CARD_CLASSIFIER_SERVE"
 
 def make_app(
@@ -574,6 +580,7 @@ class Supervisor(Multiprocess):
             log.error("worker died", extra={"fields": {"pid": pid}})
             prometheus_client.multiprocess.mark_process_dead(pid)
 
+# %% ../../nbs/serving/04_api.ipynb #53682fcd
 def bind(
     host:str, # Name or address
     port:int, # 0 for a free one
@@ -590,6 +597,7 @@ def bind(
     taken.set_inheritable(True)
     return taken
 
+# %% ../../nbs/serving/04_api.ipynb #f9b9a011
 def serve(
     settings:ServeSettings,   # Checked
     say:Callable[[str], None]=print, # Told once where the service listens

@@ -127,6 +127,7 @@ def upload_folder()->Path:
     base = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).resolve()
     return base if base.name == name else base / name
 
+# %% ../../nbs/serving/03_demo.ipynb #2e3d748f
 class Uploads:
     "Photos that were sent and not yet forgotten."
     def __init__(self,

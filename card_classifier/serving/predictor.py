@@ -166,6 +166,7 @@ def check_ports(
     if found != expected:
         raise BundleError(f"{model} takes and gives {found} where {expected} is needed: export the model again")
 
+# %% ../../nbs/serving/01_predictor.ipynb #16da3bd1
 def open_openvino(
     model:Path,    # The ONNX file
     ports:Ports,   # What it must take and give
@@ -190,6 +191,7 @@ def open_openvino(
         return tuple(result[number].copy() for number in range(n_outputs))
     return run
 
+# %% ../../nbs/serving/01_predictor.ipynb #d6e44cec
 def open_onnxruntime(
     model:Path,    # The ONNX file
     ports:Ports,   # What it must take and give
@@ -329,6 +331,7 @@ class Examination:
     milliseconds:dict[str, float]
     logits:np.ndarray|None = None    # One row a view
 
+# %% ../../nbs/serving/01_predictor.ipynb #b0194fc1
 @dataclass(frozen=True)
 class Examined:
     "A prediction and what it was made of, for those who keep records."
@@ -361,6 +364,7 @@ def ask_network(
         one.logits, logits = logits[:len(one.views)], logits[len(one.views):]
         one.milliseconds["network"] += share*len(one.views)
 
+# %% ../../nbs/serving/01_predictor.ipynb #31cbaf0f
 def reading_order(
     examination:Examination, # After `ask_network`
     info:BundleInfo,
@@ -377,6 +381,7 @@ def is_unclear(
     is_whole = predictor.finder is not None and examination.views[0].corners is None
     return is_whole and why_rejected(float(softmax(examination.logits[0], predictor.info.temperature).max()), predictor.info, None) is not None
 
+# %% ../../nbs/serving/01_predictor.ipynb #3759709c
 def examine(
     predictor:Predictor,       # Whose networks answer
     sources:list[ImageSource], # As many as may be decoded at the same time

@@ -166,6 +166,7 @@ def resolve(
     if future is not None and future.set_running_or_notify_cancel():
         future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
 
+# %% ../../nbs/serving/02_records.ipynb #71a9a207
 class RecordQueue:
     "What waits to be written, bounded, with the counts of what became of it."
     def __init__(
@@ -385,6 +386,7 @@ class RecordWriter(threading.Thread):
                 if self.failures: connection.invalidate() # Without another word to the database, which may not answer
                 connection.close()
 
+# %% ../../nbs/serving/02_records.ipynb #14380096
 def away_error(
     trouble:str, # In a word
 )->RecordsAwayError:
@@ -406,6 +408,7 @@ class RecordCounts:
     is_connected:bool    # Whether the last attempt went well, and none hangs
     last_error:str|None  # What is wrong at the moment, in a word; None if nothing is
 
+# %% ../../nbs/serving/02_records.ipynb #2b1b17d5
 class Records:
     "Keeps what was asked and answered."
     def __init__(

@@ -201,6 +201,7 @@ def copy_bundle(
     except (BundleError, OSError) as error: # It was replaced again, or another worker copies it, too
         log.warning("bundle not copied", extra={"fields": {"why": str(error)}})
 
+# %% ../../nbs/serving/04_service.ipynb #1288ba4a
 class Service:
     "One worker's predictor, with everything that a request touches."
     def __init__(self,
@@ -258,6 +259,7 @@ class Service:
         lost = self.records.close(self.settings.grace_seconds) if self.records else 0
         if lost: log.error("records lost at the end", extra={"fields": {"n_records": lost}})
 
+# %% ../../nbs/serving/04_service.ipynb #8e2aaa13
 HOUSEKEEPING_SECONDS = 3600
 
 def keep_house(

@@ -210,6 +210,7 @@ def stretch(
     image = cv2.resize(scene.image, (size, size), interpolation=cv2.INTER_AREA)
     return Scene(image, scene.cards, scene.corners*np.float32([size/width, size/height]), scene.visible)
 
+# %% ../../nbs/training/04_finder.ipynb #788a5060
 class SceneLoader(DataLoader):
     "Batches of scenes: new ones in each epoch for training, always the same for validation."
 
@@ -245,6 +246,7 @@ class SceneLoader(DataLoader):
 
     def latest_paths(self)->list[str]: return ["scenes, which have no path"]
 
+# %% ../../nbs/training/04_finder.ipynb #9a93a2cd
 class GrowingScenes(Callback):
     "Scenes of one size in the first epochs, of another afterwards."
     order = 61

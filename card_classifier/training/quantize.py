@@ -71,6 +71,7 @@ class Comparison:
 
     def to_dict(self)->dict: return {**asdict(self), "speed": self.speed}
 
+# %% ../../nbs/training/05_quantize.ipynb #79b71b17
 def time_of(
     network,           # From `open_network`
     image:np.ndarray,  # uint8 (1, size, size, 3)
@@ -106,6 +107,7 @@ def compare_networks(
         for number, network in enumerate(networks): times[number].append(time_of(network, images[:1]))
     return Comparison(len(images), right, len(varied), varied_right, tuple(errors), tuple(size/1e6 for size in sizes), tuple(float(np.median(one)) for one in times), engine), logits[1]
 
+# %% ../../nbs/training/05_quantize.ipynb #13704ded
 def pass_gate(
     comparison:Comparison,
 )->None:
