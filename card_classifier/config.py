@@ -88,7 +88,7 @@ class ModelSettings:
     task:str = setting("classify", "classify (which card an image shows) or find (where the cards of a photograph lie)")
     arch:str = setting("mobilenetv2_100", "Name of a timm backbone")
     pretrained:bool = setting(True, "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
-    start_from:str = setting("", "A run under outputs/ whose trained network to start from, instead of ImageNet; empty: none")
+    start_from:str = setting("", "A run under outputs/ whose trained network to start from, instead of ImageNet; several, joined by +: from the mean of their networks; empty: none")
     drop_rate:float = setting(0.2, "Dropout before the classifier, a probability")
 
     def __post_init__(self):
@@ -115,7 +115,7 @@ class SceneSettings:
 @dataclass
 class TrainSettings:
     "How the network is trained."
-    epochs:int = setting(10, "Passes over the training images, at least 1")
+    epochs:int = setting(10, "Passes over the training images; 0, only with model.start_from: judge and export what it names")
     batch_size:int = setting(32, "Images per step")
     size:int = setting(160, "Side of the training images in pixels at the end of training")
     start_size:int = setting(112, "Side of the training images in the first start_epochs epochs")
@@ -134,13 +134,12 @@ class TrainSettings:
     seed:int = setting(1, "Seed of everything random in the run")
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            require(getattr(self, name) >= 1, f"train.{name} must be at least 1, got {getattr(self, name)}")
+        require(self.batch_size >= 1, f"train.batch_size must be at least 1, got {self.batch_size}")
         for name in ("size", "start_size"):
             require(32 <= getattr(self, name) <= 1024, f"train.{name} must be between 32 and 1024 pixels, got {getattr(self, name)}")
         for name in ("learning_rate", "backbone_rate"):
             require(getattr(self, name) > 0, f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in ("start_epochs", "weight_decay", "gradient_clip", "threads", "seed"):
+        for name in ("epochs", "start_epochs", "weight_decay", "gradient_clip", "threads", "seed"):
             require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
         for name in ("warm_up", "label_smoothing", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"train.{name} must be at least 0 and below 1, got {getattr(self, name)}")
@@ -215,6 +214,9 @@ class Settings:
     train:TrainSettings = field(default_factory=TrainSettings)
     evaluation:EvaluationSettings = field(default_factory=EvaluationSettings)
     tracking:TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self):
+        require(self.train.epochs > 0 or (bool(self.model.start_from) and self.model.task == "classify"), f"train.epochs must be at least 1, got {self.train.epochs}; 0 only judges and exports what model.start_from names")
 
 # %% ../nbs/01_config.ipynb #e5035f5e
 def setting_rows(

@@ -362,6 +362,8 @@ def train(
         with learner.added_cbs([KeepCheckpoints(folder, history), ReportProgress(folder), *callbacks]):
             learner.fit_one_cycle(settings.train.epochs, lr_max=slice(rate*settings.train.backbone_rate, rate), pct_start=settings.train.warm_up,
                 start_epoch=len(history), reset_opt=False)
+    elif not checkpoint: # Nothing is to be trained; other runs may go on from this one all the same
+        save_checkpoint(folder, Checkpoint(0, learner.model.state_dict(), learner.model.state_dict(), [], []))
     return history
 
 def final_model(

@@ -80,21 +80,25 @@ def create_model(
     else: weights = Weights("random", "random weights, as asked for")
     return timm.create_model(settings.arch, pretrained=False, num_classes=len(CLASS_NAMES), drop_rate=settings.drop_rate), weights
 
-# %% ../../nbs/training/00_model.ipynb #c845d2d3
+# %% ../../nbs/training/00_model.ipynb #5bd91bf0
 def continued(
     model:nn.Module, # From `create_model`; changed
-    run:Path,        # Folder of another run
-)->tuple[nn.Module, Weights]: # With the averaged weights of that run's latest checkpoint
-    "A network that goes on from where another run ended. Raises `SettingsError` if that run has no checkpoint that fits."
-    files = sorted((Path(run)/"checkpoints").glob("epoch-*.safetensors"))
-    if not files: raise SettingsError(f"model.start_from={Path(run).name}: that run has no checkpoint; name a run under outputs/")
-    with safe_open(files[-1], framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith("averaged.")]
-        state = {name.removeprefix("averaged."): tensors.get_tensor(name) for name in names}
-    try: model.load_state_dict(state)
-    except RuntimeError as error: raise SettingsError(f"model.start_from={Path(run).name}: its network is another one ({' '.join(str(error).split())[:160]})") from error
-    return model, Weights("file", f"the network of the run {Path(run).name}")
+    run:Path,        # Folder of another run, or of several, their names joined by `+`
+)->tuple[nn.Module, Weights]: # With the averaged weights of that run's latest checkpoint, or the mean of all of theirs
+    "A network that goes on from where others ended. Raises `SettingsError` if one of them has no checkpoint that fits."
+    run, states = Path(run), []
+    for name in run.name.split("+"):
+        files = sorted((run.parent/name/"checkpoints").glob("epoch-*.safetensors"))
+        if not files: raise SettingsError(f"model.start_from={name}: that run has no checkpoint; name a run under outputs/")
+        with safe_open(files[-1], framework="pt") as tensors:
+            states.append({key.removeprefix("averaged."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("averaged.")})
+        try: model.load_state_dict(states[-1])
+        except RuntimeError as error: raise SettingsError(f"model.start_from={name}: its network is another one ({' '.join(str(error).split())[:160]})") from error
+    model.load_state_dict({key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype) for key, value in states[0].items()})
+    what = f"the mean of the networks of the runs {' and '.join(run.name.split('+'))}" if len(states) > 1 else f"the network of the run {run.name}"
+    return model, Weights("file", what)
 
+# %% ../../nbs/training/00_model.ipynb #c845d2d3
 def normalisation(
     model:nn.Module, # A timm network
 )->tuple[tuple[float, ...], tuple[float, ...]]: # Mean and standard deviation of the three channels, in [0, 1]
