@@ -1,0 +1,73 @@
+"The quicker form of a network on a small rendered deck: what it is judged by and what its bundle then says."
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from card_classifier.config import DataSettings
+from card_classifier.data.loaders import ready_shards
+from card_classifier.serving.predictor import ENGINES, classifier_ports, open_network
+from card_classifier.training.export import ExportError, onnx_bytes
+from card_classifier.training.quantize import quicker_form, varied_images
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    "212 small pictures of rendered cards."
+    return ready_shards(DataSettings(source="deck", deck_train=2, deck_valid=1, deck_test=1, deck_size=SIZE), tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    "A miniature network with random weights."
+    torch.manual_seed(0)
+    return onnx_bytes(timm.create_model("test_byobnet", pretrained=False, num_classes=53).eval(), SIZE, (0.5,) * 3, (0.25,) * 3)
+
+
+def opener(full: float, quicker: float = 0):
+    "Opens networks as they are served; each takes so many milliseconds longer."
+
+    def open_file(file, precision):
+        network = open_network(file, classifier_ports(SIZE), engine=ENGINES[0], precision=precision)
+
+        def slow(images):
+            time.sleep((full if file.name == "full.onnx" else quicker) / 1000)
+            return network(images)
+
+        return slow
+
+    return open_file
+
+
+def test_what_passes_the_gate_is_measured_anew(shards, content, tiny_info):
+    full = replace(tiny_info, input_size=SIZE, metrics={"valid": {"accuracy": 0.99}})
+    info, small, comparison = quicker_form(full, content, shards, opener(20), ENGINES[0], int8=True)
+    assert len(small) < len(content) and comparison.speed > 1.25
+    assert (info.engine["name"], info.engine["bits"], "precision" in info.engine) == (ENGINES[0], 8, False)
+    assert info.model_version != full.model_version and info.temperature != full.temperature
+    assert info.metrics["full"] == full.metrics and info.metrics["gate"] == comparison.to_dict()
+    assert (info.metrics["valid"]["n"], info.metrics["test"]["n"], comparison.n_varied) == (53, 53, 4 * 53)
+    assert info.metrics["valid"]["accuracy"] != 0.99, "the figures of the full network are not those of the quicker one"
+
+
+def test_bfloat16_keeps_the_file(shards, content, tiny_info):
+    info, same, _ = quicker_form(replace(tiny_info, input_size=SIZE), content, shards, opener(20), ENGINES[0], bf16=True)
+    assert same == content and info.engine["precision"] == "bf16" and "bits" not in info.engine
+
+
+def test_a_form_that_is_not_faster_is_refused(shards, content, tiny_info):
+    with pytest.raises(ExportError, match="times as fast"):
+        quicker_form(replace(tiny_info, input_size=SIZE), content, shards, opener(5, 5), ENGINES[0])
+
+
+def test_images_are_varied_always_alike():
+    images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    first, second = varied_images(images, 2), varied_images(images, 2)
+    assert first.shape == (6, SIZE, SIZE, 3) and (first == second).all()
+    assert (first[:3] != first[3:]).any() and (first[:3] != images).any()
