@@ -109,6 +109,16 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_behind():
     assert not alive
 
 
+def test_the_mean_of_runs_is_judged_without_training(uninterrupted):
+    "The mean of a network and itself is that network."
+    process, run = start(*TINY, "train.epochs=0", f"model.start_from={uninterrupted.name}+{uninterrupted.name}")
+    finish(process)
+    assert numbers(run) == numbers(uninterrupted) | {"history": []}
+    assert "the mean of the networks" in json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["training"]["weights"]
+    assert len(list((run / "checkpoints").glob("*.safetensors"))) == 1, "other runs can go on from it"
+    shutil.rmtree(run)
+
+
 def test_serving_answers_as_training_did(uninterrupted, tmp_path):
     "Training evaluates with torch on cached pixels; this goes through the bundle, the predictor and the JPEG bytes."
     result = subprocess.run([COMMAND, "evaluate", uninterrupted.name, "--to", str(tmp_path)], capture_output=True, text=True, check=False)
