@@ -1,10 +1,12 @@
 "Makes the report: README.md and figures/ from the numbers in results.json; with --runs it reads those numbers from finished runs first."
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
 import nbformat
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -75,8 +77,28 @@ def recipe(run: dict) -> str:
 
 def start_of(run: dict) -> str:
     "Where a run's network came from, in a few words."
-    earlier = run["settings"].get("model.start_from")
-    return f"run {earlier[9:15]}" if earlier else run["weights"].split(" from ")[0]
+    earlier = [name[9:15] for name in parents(run)]
+    return f"{'mean of runs' if len(earlier) > 1 else 'run'} {', '.join(earlier)}" if earlier else run["weights"].split(" from ")[0]
+
+
+def parents(run: dict) -> list[str]:
+    "The runs whose networks a run started from."
+    return [name for name in run["settings"].get("model.start_from", "").split("+") if name]
+
+
+def told_by_seed(runs: list[dict]) -> str:
+    "What runs that differ in nothing but their seed show of chance."
+    alike = defaultdict(list)
+    for run in runs:
+        alike[json.dumps({name: value for name, value in run["settings"].items() if name != "train.seed"}, sort_keys=True)].append(run)
+    lines = []
+    for group in alike.values():
+        if len(group) < 2:
+            continue
+        figures = {"valid": [run["valid"]["n_correct"] for run in group], "test": [run["test"]["n_correct"] for run in group if "test" in run], "varied valid, %": [round(100 * run["valid_varied"]["accuracy"], 2) for run in group if "valid_varied" in run]}
+        said = "; ".join(f"{name}: {', '.join(map(str, values))}, mean {np.mean(values):.2f}, standard deviation {np.std(values, ddof=1):.2f}" for name, values in figures.items() if len(values) > 1)
+        lines.append(f"The runs {', '.join(run['run'][9:15] for run in group)} differ in their seed alone, which decides the rendered decks, the scenes and all variation. Images right, of {group[0]['valid']['n']} each: {said}.")
+    return "\n\n".join(lines)
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -90,6 +112,8 @@ def plot_curves(runs: list[dict]) -> plt.Figure:
     "Accuracy on valid by minutes of training, one line a run."
     figure, axis = plt.subplots(figsize=(7, 3.4))
     for run in runs:
+        if not run["history"]:
+            continue
         minutes = [sum(row["seconds"] for row in run["history"][: number + 1]) / 60 for number in range(len(run["history"]))]
         axis.plot(minutes, [100 * row["accuracy"] for row in run["history"]], marker=".", label=f"{recipe(run)} {run['arch']}, {run['minutes']:.0f} min")
     axis.set(xlabel="minutes of training", ylabel="accuracy on valid, %", ylim=(0, 101))
@@ -112,7 +136,7 @@ def size_of(run: dict) -> str:
     "How large a run's training images were."
     settings = run["settings"]
     first = f"{settings['train.start_epochs']} at {settings['train.start_size']} px, then " if settings["train.start_epochs"] else ""
-    return f"{first}{settings['train.epochs'] - settings['train.start_epochs']} at {settings['train.size']} px"
+    return f"{first}{settings['train.epochs'] - settings['train.start_epochs']} at {settings['train.size']} px" if settings["train.epochs"] else "none"
 
 
 def write_report(results: dict) -> None:
@@ -142,7 +166,7 @@ def write_report(results: dict) -> None:
         n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
         runs=table(["run", "network", "starts from", "epochs", "judged at", "right on valid", "valid, varied as in training", "right on test", "minutes"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
-        mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.",
+        mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.", seeds=told_by_seed(runs),
         temperature=f"{info.temperature:.3f}", threshold=f"{info.rejection_threshold:.3f}", bits=bits, beyond=beyond,
                 left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
         one_image=f"{100 / results['counts']['test']:.2f}", audit=table(["finding", "count"], [[name.replace("_", " "), count] for name, count in audit.items()]),
@@ -158,7 +182,12 @@ if __name__ == "__main__":
     if names:
         released, outputs = read_bundle(released_bundle()), checkout() / "outputs"
         if released.name in names:
-            keep_record(outputs / released.name, "real_run.ipynb", f"# The released run\n\n> The executed notebook of the run that made the network that reads cards, {released.name}: real images in, a tested bundle out.")
+            earlier = parents({"settings": released.training["settings"]})
+            if len(earlier) > 1:
+                keep_record(outputs / earlier[0], "real_run.ipynb", f"# A run of the released network\n\n> The executed notebook of the first of the {len(earlier)} runs whose mean is the network that reads cards, {earlier[0]}: real images in, a tested bundle out.")
+                keep_record(outputs / released.name, "mean_run.ipynb", f"# The mean of the runs\n\n> The executed notebook that made and judged the network that reads cards, {released.name}, the mean of {len(earlier)} that differ in their seed.")
+            else:
+                keep_record(outputs / released.name, "real_run.ipynb", f"# The released run\n\n> The executed notebook of the run that made the network that reads cards, {released.name}: real images in, a tested bundle out.")
         if released.finder and (outputs / released.finder["run"]).is_dir():
             keep_record(outputs / released.finder["run"], "finder_run.ipynb", f"# The finder's run\n\n> The executed notebook of the run that made the network that finds cards, {released.finder['run']}: composed photographs in, corners out.")
         RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -511,7 +511,6 @@ def shaken(
 # %% ../../nbs/data/05_scenes.ipynb #1ffeec5e
 def misleading(
     scene:Scene,
-    back:np.ndarray,     # RGBA
     generator:np.random.Generator,
 )->np.ndarray:           # Shape (4, 2)
     "Corners of something that a finder might take for a card."
@@ -582,7 +581,7 @@ def cutouts(
                 around = np.float32([(0, 0), (back.shape[1], 0), (back.shape[1], back.shape[0]), (0, back.shape[0])]) + edge
                 images.append(straighten(develop(np.ascontiguousarray(back), generator), np.float32(around), size))
             else:
-                quad = part_of_thing(scene, generator) if len(scene.things) and generator.random() < 0.5 else misleading(scene, decks[0].back, generator)
+                quad = part_of_thing(scene, generator) if len(scene.things) and generator.random() < 0.5 else misleading(scene, generator)
                 if not (0 <= quad.mean(axis=0)).all() or not (quad.mean(axis=0) < scene.image.shape[1::-1]).all(): continue
                 if covered_by_cards(quad, scene) > 0.35: continue
                 images.append(straighten(scene.image, np.float32(quad), size))
