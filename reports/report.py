@@ -20,6 +20,14 @@ from card_classifier.training.evaluate import percent_with_interval, plot_confus
 REPORTS = Path(__file__).resolve().parent
 RESULTS = REPORTS / "results.json"
 FIGURES = REPORTS / "figures"
+SHOWN = {  # What somebody sees who looks at the test images that networks got wrong
+    "test/five of clubs/3.jpg": "golden pips on black, a face drawn in lines between them; the index is an ornate 5",
+    "test/joker/1.jpg": "the photograph of a face between two words JOKER: no other joker is a photograph",
+    "test/queen of clubs/4.jpg": "a queen in black outlines alone, without colour",
+    "test/six of clubs/1.jpg": "a drawn figure that holds this very card; no six pips anywhere, and golden ones at the index",
+    "test/ten of diamonds/2.jpg": "a rendered card, tilted and cut at the bottom: eight pips are whole",
+    "test/two of spades/2.jpg": "one large white pip and the figure 2 on brown: by its pips an ace",
+}
 
 
 def head(metrics: dict) -> dict:
@@ -151,7 +159,7 @@ def write_report(results: dict) -> None:
     chosen = [[f"{run['run'][9:15]} {recipe(run)}" + (" (released)" if run is released else ""), run["arch"], start_of(run), size_of(run), f"{run['settings']['evaluation.size']} px", f"{run['valid']['n_correct']} of {run['valid']['n']}", f"{100 * run['valid_varied']['accuracy']:.1f} %, NLL {run['valid_varied']['nll']:.3f}" if "valid_varied" in run else "not measured", f"{run['test']['n_correct']} of {run['test']['n']}" if "test" in run else "not opened", f"{run['minutes']:.0f}"] for run in runs]
     measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
         for split in ("test", "valid") for label, figures in ((f"{split}, as published", info.metrics[split]), (f"{split}, without leaking images", info.metrics[split]["without_leaking"])) if figures]
-    mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %"] for mistake in test["mistakes"]]
+    mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %", SHOWN.get(mistake["path"], "")] for mistake in test["mistakes"]]
     reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
     gate, photos = info.metrics.get("gate"), info.metrics.get("real_photographs")
     bits = "Every figure is of the full network." if gate is None else (
@@ -162,11 +170,11 @@ def write_report(results: dict) -> None:
     settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
     text = (REPORTS / "template.md").read_text(encoding="utf-8")
     filled = text.format(
-        arch=released["arch"], machine=released["machine"], minutes=f"{released['minutes']:.0f}", precision=released["precision"], memory=f"{released['peak_memory_gb']:.1f}",
+        arch=released["arch"], machine=released["machine"], precision=released["precision"], memory=f"{released['peak_memory_gb']:.1f}",
         n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
         runs=table(["run", "network", "starts from", "epochs", "judged at", "right on valid", "valid, varied as in training", "right on test", "minutes"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
-        mistakes=table(["image", "label", "answer", "probability"], mistakes) if mistakes else "There is none.", seeds=told_by_seed(runs),
+        mistakes=table(["image", "label", "answer", "probability", "what it shows"], mistakes) if mistakes else "There is none.", seeds=told_by_seed(runs),
         temperature=f"{info.temperature:.3f}", threshold=f"{info.rejection_threshold:.3f}", bits=bits, beyond=beyond,
                 left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
         one_image=f"{100 / results['counts']['test']:.2f}", audit=table(["finding", "count"], [[name.replace("_", " "), count] for name, count in audit.items()]),
