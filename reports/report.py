@@ -170,7 +170,7 @@ def write_report(results: dict) -> None:
     settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
     text = (REPORTS / "template.md").read_text(encoding="utf-8")
     filled = text.format(
-        arch=released["arch"], machine=released["machine"], precision=released["precision"], memory=f"{released['peak_memory_gb']:.1f}",
+        arch=released["arch"], machine=released["machine"], precision=released["precision"], memory=f"{max(run['peak_memory_gb'] for run in runs if run is released or run['run'] in parents(released)):.1f}",
         n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
         runs=table(["run", "network", "starts from", "epochs", "judged at", "right on valid", "valid, varied as in training", "right on test", "minutes"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),

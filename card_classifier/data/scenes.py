@@ -209,6 +209,7 @@ def write(
             cv2.line(face, (int(x), y), (int(end), y), ink, max(1, step//3))
             x = end + step//2
 
+# %% ../../nbs/data/05_scenes.ipynb #81523d9f
 def landscape(
     generator:np.random.Generator,
     height:int, # Pixels
@@ -224,6 +225,7 @@ def landscape(
         cv2.fillPoly(image, [np.int32(np.vstack([hills, [(width, height), (0, height)]]))], some_colour(generator).tolist(), cv2.LINE_AA)
     return image
 
+# %% ../../nbs/data/05_scenes.ipynb #bc9fb607
 def creature(
     face:np.ndarray, # RGB, uint8; drawn into
     generator:np.random.Generator,
@@ -244,6 +246,7 @@ def creature(
         if generator.random() < 0.8: oval(head + (0.07*side, -0.02), np.full(2, 0.03), (20, 20, 20))
         if generator.random() < 0.5: oval(head + (0.12*side, -0.18), generator.uniform(0.03, 0.09, 2), skin)
 
+# %% ../../nbs/data/05_scenes.ipynb #4a4ca971
 def decorate(
     face:np.ndarray, # RGB, uint8; drawn into
     generator:np.random.Generator,
@@ -272,7 +275,6 @@ def decorate(
         letters = "".join(generator.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"), generator.integers(1, 10)))
         place = (int(generator.uniform(0, 0.5)*width), int(generator.uniform(0.1, 0.95)*height))
         cv2.putText(face, letters, place, int(generator.integers(8)), width/generator.uniform(60, 300), ink, max(1, width//generator.integers(30, 90)), cv2.LINE_AA)
-
 
 # %% ../../nbs/data/05_scenes.ipynb #da237de6
 def rectangle_thing(
@@ -428,6 +430,7 @@ def index_share(
         shares.append((area & mask).sum()/max(1, area.sum(), cv2.contourArea(np.float32(outline))))
     return float(max(shares))
 
+# %% ../../nbs/data/05_scenes.ipynb #10c9360e
 @dataclass(frozen=True)
 class TableScene(Scene):
     "A scene with what a classifier needs to know of it besides."
@@ -465,6 +468,7 @@ def compose(
     if generator.random() < 0.15: image = dim(image, generator)
     return TableScene(image, cards, corners, visible, index_visible, things)
 
+# %% ../../nbs/data/05_scenes.ipynb #a3dd5525
 def dim(image:np.ndarray, generator:np.random.Generator)->np.ndarray:
     "A photograph in low or coloured light."
     gains = generator.uniform(0.25, 1)*np.exp(generator.normal(0, 0.2, 3))
