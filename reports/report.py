@@ -70,6 +70,7 @@ def keep_record(run: Path, page: str, title: str) -> None:
         cell.metadata = nbformat.NotebookNode({"tags": [tag for tag in cell.metadata.get("tags", []) if tag == "parameters"]} if "parameters" in cell.metadata.get("tags", []) else {})
         if cell.cell_type == "code":
             cell.execution_count = None
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = None
