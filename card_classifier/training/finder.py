@@ -12,6 +12,7 @@ __all__ = ['STRIDE', 'UNIT', 'N_NUMBERS', 'MIN_VISIBLE', 'MIN_IGNORED', 'FINDER_
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from ..config import ModelSettings
 from ..data.deck import Scene
-from ..data.scenes import Deck, compose, square
+from ..data.scenes import Deck, compose, square, tells_its_card
 from .export import OPSET, ExportError, finished
 from .model import create_model
 
@@ -234,7 +235,9 @@ class SceneLoader(DataLoader):
         "One scene, in a square."
         generator = np.random.default_rng(np.random.randint(2**31, size=4) if self.seed is None else [self.seed, index])
         scene = compose(self.decks, generator, self.size)
-        return stretch(scene, self.size) if generator.random() < 0.12 else Scene(square(scene.image, self.size), scene.cards, scene.corners, scene.visible)
+        enough = np.where(tells_its_card(scene.visible, scene.index_visible), np.maximum(scene.visible, MIN_VISIBLE), scene.visible) # An index seen whole is as good
+        scene = Scene(scene.image, scene.cards, scene.corners, enough)
+        return stretch(scene, self.size) if generator.random() < 0.12 else replace(scene, image=square(scene.image, self.size))
 
     def create_item(self, index:int)->Scene: return self.scene(index)
 

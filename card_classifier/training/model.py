@@ -63,9 +63,9 @@ def load_pretrained(
 def create_model(
     settings:ModelSettings, # Architecture, whether pretrained, drop rate
 )->tuple[nn.Module, Weights]: # The network with 53 outputs, and where its weights came from
-    "A timm network for the 53 cards. Raises `SettingsError` for an unknown name or an unusable weights file."
+    "A timm network for the 53 cards, to be filled by `continued` if it starts from a run. Raises `SettingsError` for an unknown name or an unusable weights file."
     check_arch(settings.arch)
-    if settings.pretrained:
+    if settings.pretrained and not settings.start_from: # What another run replaces at once need not be downloaded
         file = weights_file(settings.arch)
         try:
             model = load_pretrained(settings, file)
