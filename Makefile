@@ -75,8 +75,8 @@ quality: setup ## Measure the released bundle: the public test split, photograph
 	card-classifier evaluate --split test
 	for page in runs/robustness runs/photos model_card; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$page.ipynb && nbdev_clean --fname nbs/$$page.ipynb || exit 1; done
 
-studies: setup ## What each ingredient of the training brings, and what smaller networks cost: nbs/runs/ingredients.ipynb and smaller.ipynb, in place (needs the runs they name)
-	for page in ingredients smaller; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb || exit 1; done
+studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes: nbs/runs/ingredients.ipynb, smaller.ipynb and beside_fastai.ipynb, in place (the first two need the runs they name; hours)
+	for page in ingredients smaller beside_fastai; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb || exit 1; done
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve
