@@ -31,7 +31,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 WORKDIR /work
 COPY data.dvc ./
 COPY configs configs
-COPY nbs/runs/train.ipynb nbs/runs/train.ipynb
+COPY nbs/recipes/train.ipynb nbs/recipes/train.ipynb
 # Training starts a kernel, whose sockets lie in the working folder, and writes runs below it.
 RUN mkdir data outputs && chown -R 10001:10001 /work \
  && find / -xdev -type d -perm -o+w ! -path /tmp -exec chmod o-w {} +
@@ -88,7 +88,7 @@ ENV PATH=/opt/card-classifier/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 \
 # hadolint ignore=DL3003
 RUN cd /opt/card-classifier/lib/python3.*/site-packages \
  && python3 -m compileall -q alembic anyio card_classifier fastapi h11 httptools prometheus_client psycopg pydantic python_multipart sqlalchemy/dialects/postgresql sqlalchemy/dialects/sqlite starlette uvicorn \
- && python3 -c "import gradio, card_classifier.cli, card_classifier.serving.api, card_classifier.serving.demo; from card_classifier.serving.predictor import Predictor; Predictor()" \
+ && python3 -c "import gradio, card_classifier.cli, card_classifier.serving.api, card_classifier.demo.app; from card_classifier.recognition.predictor import Predictor; Predictor()" \
  && install -d -o 10001 -g 10001 /data \
  && find / -xdev -type d -perm -o+w ! -path /tmp -exec chmod o-w {} + \
  && rm -rf /tmp/*

@@ -56,7 +56,7 @@ coverage: setup ## Coverage of the exported package, notebooks and pytest togeth
 	coverage report --fail-under=85
 
 docs: setup ## Execute the training notebook on the deck and build the site into _docs/ (needs Quarto)
-	papermill --cwd . --no-progress-bar nbs/runs/train.ipynb nbs/runs/train.ipynb
+	papermill --cwd . --no-progress-bar nbs/recipes/train.ipynb nbs/recipes/train.ipynb
 	nbdev_docs
 
 readme: setup ## Make README.md from nbs/index.ipynb
@@ -67,16 +67,16 @@ readme: setup ## Make README.md from nbs/index.ipynb
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
 
-benchmark: setup ## Measure times on this machine: nbs/runs/benchmark.ipynb and training_speed.ipynb, in place
-	for page in benchmark training_speed; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb || exit 1; done
+benchmark: setup ## Measure times on this machine: nbs/studies/benchmark.ipynb and training_speed.ipynb, in place
+	for page in benchmark training_speed; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/$$page.ipynb && nbdev_clean --fname nbs/studies/$$page.ipynb || exit 1; done
 
 quality: setup ## Measure the released bundle: the public test split, photographs, robustness (in place; needs the real data)
 	card-classifier data prepare
 	card-classifier evaluate --split test
-	for page in runs/robustness runs/photos model_card; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$page.ipynb && nbdev_clean --fname nbs/$$page.ipynb || exit 1; done
+	for page in studies/robustness studies/photos model_card; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$page.ipynb && nbdev_clean --fname nbs/$$page.ipynb || exit 1; done
 
-studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes: nbs/runs/ingredients.ipynb, smaller.ipynb and beside_fastai.ipynb, in place (the first two need the runs they name; hours)
-	for page in ingredients smaller beside_fastai; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/$$page.ipynb && nbdev_clean --fname nbs/runs/$$page.ipynb || exit 1; done
+studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes: nbs/studies/ingredients.ipynb, smaller.ipynb and beside_fastai.ipynb, in place (the first two need the runs they name; hours)
+	for page in ingredients smaller beside_fastai; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/$$page.ipynb && nbdev_clean --fname nbs/studies/$$page.ipynb || exit 1; done
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve
@@ -85,16 +85,16 @@ HOST ?= http://127.0.0.1:8000
 load: setup ## A mix of requests against the service at HOST for a minute; fails on a wrong answer or a slow one
 	locust --locustfile tests/load/locustfile.py --host $(HOST) --headless --users 20 --spawn-rate 20 --run-time 60s --only-summary
 
-serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare route (needs wrk): nbs/runs/serving_benchmark.ipynb, in place
+serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare route (needs wrk): nbs/studies/serving_benchmark.ipynb, in place
 	@command -v wrk > /dev/null || { echo "wrk is needed: apt-get install wrk"; exit 1; }
 	test -x outputs/peers/bin/python || $(PYTHON) -m venv outputs/peers
 	uv pip install --quiet --python outputs/peers/bin/python litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
-	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/serving_benchmark.ipynb
-	nbdev_clean --fname nbs/runs/serving_benchmark.ipynb
+	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/serving_benchmark.ipynb
+	nbdev_clean --fname nbs/studies/serving_benchmark.ipynb
 
-attacks: setup ## Try to break the service: nbs/runs/attacks.ipynb, in place
-	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/runs/attacks.ipynb
-	nbdev_clean --fname nbs/runs/attacks.ipynb
+attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb, in place
+	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/attacks.ipynb
+	nbdev_clean --fname nbs/studies/attacks.ipynb
 
 TARGET ?= serve
 image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah

@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 from nbdev.clean import nbdev_clean
 
 from card_classifier.bundle import read_bundle, released_bundle
-from card_classifier.config import checkout, find_checkout
+from card_classifier.settings import checkout, find_checkout
 from card_classifier.data.shards import open_shards
-from card_classifier.training.evaluate import percent_with_interval, plot_confusion, plot_per_class, plot_reliability
+from card_classifier.evaluation.metrics import percent_with_interval
+from card_classifier.evaluation.plots import plot_confusion, plot_per_class, plot_reliability
 
 REPORTS = Path(__file__).resolve().parent
 RESULTS = REPORTS / "results.json"
@@ -197,8 +198,8 @@ if __name__ == "__main__":
                 keep_record(outputs / released.name, "mean_run.ipynb", f"# The mean of the runs\n\n> The executed notebook that made and judged the network that reads cards, {released.name}, the mean of {len(earlier)} that differ in their seed.")
             else:
                 keep_record(outputs / released.name, "real_run.ipynb", f"# The released run\n\n> The executed notebook of the run that made the network that reads cards, {released.name}: real images in, a tested bundle out.")
-        if released.finder and (outputs / released.finder["run"]).is_dir():
-            keep_record(outputs / released.finder["run"], "finder_run.ipynb", f"# The finder's run\n\n> The executed notebook of the run that made the network that finds cards, {released.finder['run']}: composed photographs in, corners out.")
+        if released.detector and (outputs / released.detector["run"]).is_dir():
+            keep_record(outputs / released.detector["run"], "detector_run.ipynb", f"# The detector's run\n\n> The executed notebook of the run that made the network that finds cards, {released.detector['run']}: composed photographs in, corners out.")
         RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
     print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")

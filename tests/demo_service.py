@@ -5,10 +5,10 @@ import secrets
 import time
 from pathlib import Path
 
-from card_classifier.bundle import ImageError
+from card_classifier.images import ImageError
 from card_classifier.cards import CLASS_NAMES
-from card_classifier.serving.demo import demo_app
-from card_classifier.serving.predictor import Predictor
+from card_classifier.demo.app import demo_app
+from card_classifier.recognition.predictor import Predictor
 
 MAX_FILES, MAX_BODY = int(os.environ.get("DEMO_MAX_FILES", "4")), 2_000_000
 

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from card_classifier.serving.records import Record, Records, make_engine, pack_logits
+from card_classifier.records.database import make_engine
+from card_classifier.records.schema import Record, pack_logits
+from card_classifier.records.writer import Records
 
 
 def make_record(request_id: str | None = None, **changes) -> Record:

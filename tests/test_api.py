@@ -22,7 +22,7 @@ from conftest import colour_network, colour_picture
 
 from card_classifier.bundle import released_bundle, write_bundle
 from card_classifier.cards import CARDS
-from card_classifier.serving.demo import EXAMPLES
+from card_classifier.demo.app import EXAMPLES
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 
@@ -330,10 +330,10 @@ def test_a_new_bundle_is_taken_and_a_bad_one_refused_without_losing_a_request(ti
                     (seen if answer.status_code == 200 and answer.json()["predictions"][0]["card"] == CARDS[8].class_name else failures).append(answer.json().get("model_version"))
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             asking = [pool.submit(keep_asking) for _ in range(4)]
-            (live / "model.onnx").write_bytes(b"broken")
+            (live / "classifier.onnx").write_bytes(b"broken")
             wait_for(lambda: sum(event["event"] == "new bundle refused" for event in events(folder)) >= 2)
             assert httpx.get(address + "/v1/model").json()["model_version"] != "tiny-2"
-            for name in ("model.onnx", "bundle.json"): shutil.copy(newer / name, live / name)
+            for name in ("classifier.onnx", "bundle.json"): shutil.copy(newer / name, live / name)
             wait_for(lambda: sum(event["event"] == "new bundle in service" for event in events(folder)) >= 2)
             for one in asking: one.result()
         assert not failures and set(seen[:5]) != {"tiny-2"} and set(seen[-5:]) == {"tiny-2"}
@@ -364,9 +364,9 @@ def test_a_worker_that_starts_beside_a_bad_bundle_serves_the_latest_good_one(tin
     live = shutil.copytree(tiny_bundle, tmp_path / "live")
     newer = write_bundle(tmp_path / "newer", dataclasses.replace(tiny_info, model_version="tiny-4"), colour_network())
     with serving(tmp_path / "service", live, "--no-demo", "--watch-seconds", "0.2", workers=2) as (address, process, folder):
-        for name in ("model.onnx", "bundle.json"): shutil.copy(newer / name, live / name)
+        for name in ("classifier.onnx", "bundle.json"): shutil.copy(newer / name, live / name)
         wait_for(lambda: sum(event["event"] == "new bundle in service" for event in events(folder)) >= 2)
-        (live / "model.onnx").write_bytes(b"broken")
+        (live / "classifier.onnx").write_bytes(b"broken")
         next(child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())).kill()
         wait_for(lambda: sum(event["event"] == "ready" for event in events(folder)) == 3, seconds=120)
         assert {httpx.get(address + "/v1/model").json()["model_version"] for _ in range(20)} == {"tiny-4"}

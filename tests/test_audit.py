@@ -16,7 +16,8 @@ from tiny_data import tiny_files, write_files
 
 from card_classifier.cards import Card
 from card_classifier.data.audit import CANDIDATE_CORRELATION, _normalised, _proposals, audit, correlation, patch_gap
-from card_classifier.data.deck import random_style, render_face
+from card_classifier.render.faces import render_face
+from card_classifier.render.styles import random_style
 from card_classifier.data.source import scan_folder
 
 

@@ -20,23 +20,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from card_classifier.bundle import (
-    BUNDLE_FILE,
-    MAX_PIXELS,
-    MODEL_FILE,
-    BrokenImageError,
-    BundleError,
-    EmptyImageError,
-    ImageError,
-    ImageTooLargeError,
-    NotAnImageError,
-    UnreadableFileError,
-    decode_image,
-    prepare_image,
-    read_bundle,
-    resize_image,
-    softmax,
-    write_bundle,
+from card_classifier.bundle import BUNDLE_FILE, BundleError, CLASSIFIER_FILE, read_bundle, softmax, write_bundle
+from card_classifier.images import (
+    BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, MAX_PIXELS, NotAnImageError,
+    UnreadableFileError, decode_image, prepare_image, resize_image,
 )
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -421,15 +408,15 @@ def test_a_bundle_is_read_as_it_was_written(tiny_info, tmp_path):
         ({"class_names": [{}] * 53}, "53 cards"),
         ({"surprise": 1}, r"keys \['surprise'\]"),
         ({"temperature": None}, r"keys \['temperature'\]"),
-        ({"files": {}}, "model.onnx among them"),
+        ({"files": {}}, "classifier.onnx among them"),
         ({"files": []}, "files must be a dict"),
-        ({"files": {"model.onnx": "00"}}, "SHA-256"),
-        ({"files": {"model.onnx": 7}}, "SHA-256"),
-        ({"files": {"model.onnx": "0" * 64}}, "checksum differs.*get the bundle again"),
-        ({"files": {"model.onnx": "0" * 64, "../../etc/passwd": "0" * 64}}, "plain names"),
-        ({"files": {"model.onnx": "0" * 64, "..": "0" * 64}}, "plain names"),
-        ({"files": {"model.onnx": "0" * 64, "a/b": "0" * 64}}, "plain names"),
-        ({"files": {"model.onnx": "0" * 64, "model.onnx\n": "0" * 64}}, "plain names"),
+        ({"files": {"classifier.onnx": "00"}}, "SHA-256"),
+        ({"files": {"classifier.onnx": 7}}, "SHA-256"),
+        ({"files": {"classifier.onnx": "0" * 64}}, "checksum differs.*get the bundle again"),
+        ({"files": {"classifier.onnx": "0" * 64, "../../etc/passwd": "0" * 64}}, "plain names"),
+        ({"files": {"classifier.onnx": "0" * 64, "..": "0" * 64}}, "plain names"),
+        ({"files": {"classifier.onnx": "0" * 64, "a/b": "0" * 64}}, "plain names"),
+        ({"files": {"classifier.onnx": "0" * 64, "classifier.onnx\n": "0" * 64}}, "plain names"),
     ],
 )
 def test_a_wrong_description_is_refused_with_advice(bundle, values, words):
@@ -446,8 +433,8 @@ def test_a_damaged_description_is_refused(bundle, content):
 
 
 def test_missing_files_are_named(bundle, tmp_path):
-    (bundle / MODEL_FILE).unlink()
-    with pytest.raises(BundleError, match=r"model.onnx can.t be read"):
+    (bundle / CLASSIFIER_FILE).unlink()
+    with pytest.raises(BundleError, match=r"classifier.onnx can.t be read"):
         read_bundle(bundle)
     with pytest.raises(BundleError, match="there is no bundle folder"):
         read_bundle(tmp_path / "nowhere")
@@ -473,7 +460,7 @@ def test_nothing_is_overwritten_silently(bundle, tiny_info, tmp_path):
         with pytest.raises(BundleError, match="something that is no bundle"):
             write_bundle(tmp_path / "notes", tiny_info, b"other", overwrite=overwrite)
     write_bundle(bundle, tiny_info, b"other", overwrite=True)
-    assert (bundle / MODEL_FILE).read_bytes() == b"other"
+    assert (bundle / CLASSIFIER_FILE).read_bytes() == b"other"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "notes"]
 
 

@@ -74,11 +74,11 @@ def test_more_than_a_hundred_failures_still_end_with_a_code_that_is_not_zero(tmp
 
 def test_a_replaced_network_is_refused_in_one_line(tmp_path, tiny_bundle, photos):
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    (bundle / "model.onnx").write_bytes(b"something else")
+    (bundle / "classifier.onnx").write_bytes(b"something else")
     result = run("predict", photos / "0.png", "--bundle", bundle)
     assert result.returncode == 2
     assert result.stderr.decode().count("\n") == 1
-    assert b"model.onnx" in result.stderr
+    assert b"classifier.onnx" in result.stderr
 
 
 def test_names_with_spaces_and_other_scripts(tmp_path, tiny_bundle):
@@ -94,7 +94,7 @@ def test_names_with_spaces_and_other_scripts(tmp_path, tiny_bundle):
     (["train", "train.epochs=0"], "train.epochs must be at least 1"),
     (["train", "train.epoch=3"], "did you mean 'train.epochs'"),
     (["train", "model.arch=resnet9000"], "timm has no backbone 'resnet9000'"),
-    (["train", "--experiment", "huge"], "there are: cpu, finder, gpu, photo, quick"),
+    (["train", "--experiment", "huge"], "there are: cpu, detector, gpu, photo, quick"),
     (["train", "--resume", "yesterday"], "there is no run 'yesterday'"),
     (["train", "data.source=nowhere.zip", "train.epochs=many"], "could not be converted to Integer"),
     (["evaluate", "no-such-run"], "there is no run 'no-such-run'"),

@@ -16,18 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from card_classifier.cards import CARDS, Card
-from card_classifier.data.deck import (
-    DATA_SET_FILE,
-    POSES,
-    DeckError,
-    photograph,
-    pose,
-    random_style,
-    render_back,
-    render_data_set,
-    render_face,
-    render_scene,
-)
+from card_classifier.render.dataset import DATA_SET_FILE, DeckError, render_data_set
+from card_classifier.render.faces import render_back, render_face
+from card_classifier.render.photograph import POSES, photograph, pose
+from card_classifier.render.scenes import render_scene
+from card_classifier.render.styles import random_style
 
 COUNTS = {"train": 2, "valid": 1}
 SIZE = 48
@@ -71,7 +64,7 @@ def test_more_images_keep_the_first_ones(rendered, tmp_path):
 
 def test_goes_on_after_a_kill(rendered, tmp_path):
     folder = tmp_path/"killed"
-    code = f"from card_classifier.data.deck import render_data_set; render_data_set({str(folder)!r}, {COUNTS}, seed=5, size={SIZE})"
+    code = f"from card_classifier.render.dataset import render_data_set; render_data_set({str(folder)!r}, {COUNTS}, seed=5, size={SIZE})"
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 300  # a busy machine is slow, not wrong
     while sum(1 for _ in folder.rglob("*.jpg")) < 20 and time.monotonic() < deadline:
@@ -122,7 +115,7 @@ def test_refuses_folders_that_hold_something_else(rendered, tmp_path):
     assert not (tmp_path/"new").exists()
 
 def test_bytes_do_not_depend_on_the_process():
-    code = ("import hashlib, numpy as np; from card_classifier.cards import CARDS; from card_classifier.data.deck import *\n"
+    code = ("import hashlib, numpy as np; from card_classifier.cards import CARDS; from card_classifier.render.dataset import *\n"
             "images = [photograph(render_face(CARDS[i], random_style(i)), np.random.default_rng(i)) for i in range(0, 53, 18)]\n"
             "images.append(render_scene(CARDS[:3], random_style(2), np.random.default_rng(2), 120, 160).image)\n"
             "print(hashlib.sha256(b''.join(image.tobytes() for image in images)).hexdigest())")
@@ -131,7 +124,7 @@ def test_bytes_do_not_depend_on_the_process():
     assert len(runs) == 1
 
 def test_import_is_light():
-    code = "import sys, card_classifier.data.deck; print([name for name in ('matplotlib', 'torch', 'fastai', 'pandas') if name in sys.modules])"
+    code = "import sys, card_classifier.render.dataset; print([name for name in ('matplotlib', 'torch', 'fastai', 'pandas') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 def test_families_share_nothing_that_is_drawn():

@@ -22,7 +22,7 @@ from conftest import colour_picture
 from PIL import Image
 
 from card_classifier.cards import CARDS
-from card_classifier.serving.demo import EXAMPLE_NAMES
+from card_classifier.demo.app import EXAMPLE_NAMES
 
 if not importlib.util.find_spec("gradio"):
     pytest.skip("Gradio is not installed", allow_module_level=True)
@@ -441,7 +441,7 @@ def test_uploads_keep_the_bounds_of_the_service(server):
 
 
 def test_importing_it_does_not_import_gradio():
-    code = "import card_classifier.serving.demo, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import card_classifier.demo.app, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"gradio", "torch", "fastai", "timm", "wandb", "dvc", "pandas", "cv2", "openvino", "onnxruntime"}
 

@@ -15,23 +15,12 @@ from sklearn.metrics import f1_score, log_loss
 
 from card_classifier.bundle import softmax
 from card_classifier.cards import CARDS
-from card_classifier.training.evaluate import (
-    TEMPERATURES,
-    choose_rejection_threshold,
-    evaluate,
-    expected_calibration_error,
-    fit_temperature,
-    log_softmax,
-    negative_log_likelihood,
-    plot_confusion,
-    plot_mistakes,
-    plot_per_class,
-    plot_reliability,
-    reliability_bins,
-    summary_rows,
-    wilson_interval,
-    write_metrics,
+from card_classifier.evaluation.calibration import (
+    TEMPERATURES, choose_rejection_threshold, expected_calibration_error, fit_temperature, log_softmax,
+    negative_log_likelihood, reliability_bins,
 )
+from card_classifier.evaluation.metrics import evaluate, summary_rows, wilson_interval, write_metrics
+from card_classifier.evaluation.plots import plot_confusion, plot_mistakes, plot_per_class, plot_reliability
 
 N_CLASSES = len(CARDS)
 
@@ -168,7 +157,7 @@ def test_numbers_need_numpy_and_nothing_heavier():
         import sys
         for name in ("torch", "fastai", "pandas", "matplotlib", "cv2", "sklearn", "scipy"): sys.modules[name] = None
         import numpy as np
-        from card_classifier.training.evaluate import evaluate, fit_temperature, summary_rows
+        from card_classifier.evaluation.metrics import evaluate, fit_temperature, summary_rows
         logits, targets = 9 * np.eye(53), np.arange(53)
         metrics = evaluate(logits, targets, [str(target) for target in targets], fit_temperature(logits, targets))
         print(summary_rows(metrics)[0][1])

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from card_classifier.bundle import MODEL_FILE, BundleError, read_bundle, softmax
+from card_classifier.bundle import BundleError, CLASSIFIER_FILE, read_bundle, softmax
 from card_classifier.training.export import ExportError, Parity, check_parity, compare, export_bundle, git, onnx_bytes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -53,7 +53,7 @@ def test_the_bundle_answers_as_the_network_whatever_the_batch(exported, images):
     parity = check_parity(network, folder, images)
     assert parity == Parity(20, 0, parity.max_probability_gap)
     assert parity.max_probability_gap < 1e-4
-    session = onnxruntime.InferenceSession(str(folder / MODEL_FILE))
+    session = onnxruntime.InferenceSession(str(folder / CLASSIFIER_FILE))
     together = session.run(["logits"], {"images": images})[0]
     one_by_one = np.concatenate([session.run(["logits"], {"images": image[None]})[0] for image in images])
     np.testing.assert_allclose(together, one_by_one, atol=1e-4)
@@ -68,11 +68,11 @@ def test_all_right_on_valid_does_not_make_the_bundle_certain(exported):
 
 def test_the_version_is_the_checksum_of_the_file(exported):
     folder = exported[1]
-    assert read_bundle(folder).model_version == hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()[:12]
+    assert read_bundle(folder).model_version == hashlib.sha256((folder / CLASSIFIER_FILE).read_bytes()).hexdigest()[:12]
 
 
 def test_the_graph_is_clean(exported):
-    content = (exported[1] / MODEL_FILE).read_bytes()
+    content = (exported[1] / CLASSIFIER_FILE).read_bytes()
     model = onnx.load_from_string(content)
     assert not [node.op_type for node in model.graph.node if node.op_type in ("BatchNormalization", "Shape", "Gather", "Range", "Identity", "Constant")]
     assert not model.functions
@@ -91,7 +91,7 @@ def test_another_process_writes_the_same_bytes(exported, tmp_path):
         open(sys.argv[2], "wb").write(onnx_bytes(network, {SIZE}, {MEAN}, {STD}))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path / "weights.pt", tmp_path / "again.onnx"], cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "again.onnx").read_bytes() == (folder / MODEL_FILE).read_bytes()
+    assert (tmp_path / "again.onnx").read_bytes() == (folder / CLASSIFIER_FILE).read_bytes()
 
 
 def test_a_bundle_of_other_weights_is_caught(exported, images):

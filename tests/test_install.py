@@ -33,7 +33,7 @@ def fresh(wheel, tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_released_bundle_and_no_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "card_classifier/released/bundle.json" in names
-    assert "card_classifier/released/model.onnx" in names
+    assert "card_classifier/released/classifier.onnx" in names
     assert not [name for name in names if name.endswith((".jpg", ".tar", ".safetensors", ".pt", ".pkl"))]
     assert wheel.stat().st_size < 20_000_000
 

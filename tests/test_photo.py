@@ -8,10 +8,13 @@ import pytest
 from PIL import Image
 
 from card_classifier.cards import CARDS, Card
-from card_classifier.data import deck
-from card_classifier.serving.photo import MAX_CARDS, cards_in, find_cards
-from card_classifier.serving.predictor import ENGINES, Predictor
-from card_classifier.views import fit_into_square, straighten
+from card_classifier.render.styles import random_style
+from card_classifier.render.faces import render_face
+from card_classifier.render.scenes import render_scene
+from card_classifier.recognition.detection import MAX_CARDS, cards_in, find_cards
+from card_classifier.recognition.engine import ENGINES
+from card_classifier.recognition.predictor import Predictor
+from card_classifier.images import fit_into_square, straighten
 
 NAMES = ("ace of spades", "seven of diamonds", "king of hearts", "ten of clubs", "queen of spades")
 
@@ -19,12 +22,12 @@ NAMES = ("ace of spades", "seven of diamonds", "king of hearts", "ten of clubs",
 @pytest.fixture(scope="module")
 def released():
     predictor = Predictor()
-    assert predictor.finder is not None, "the released bundle has a finder"
+    assert predictor.detector is not None, "the released bundle has a detector"
     return predictor
 
 
 def scene(seed, names, table="felt", height=900, width=1200, **more):
-    return deck.render_scene([Card.parse(name) for name in names], deck.random_style(12), np.random.default_rng(seed), height, width, table_kind=table, tilt=0.5, **more)
+    return render_scene([Card.parse(name) for name in names], random_style(12), np.random.default_rng(seed), height, width, table_kind=table, tilt=0.5, **more)
 
 
 def overlap(first, second):
@@ -101,7 +104,7 @@ def test_odd_shapes_are_answered(released, shape):
 
 
 def test_noise_does_not_drown_the_service(released):
-    "A finder that sees cards everywhere must not make thousands of views."
+    "A detector that sees cards everywhere must not make thousands of views."
     n = 80
     places = np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1)[:, :, None] * 8.0
     corners = (places + np.float32([(0, 0), (10, 0), (10, 14), (0, 14)])).astype(np.float32)
@@ -113,7 +116,7 @@ def test_noise_does_not_drown_the_service(released):
 
 
 def test_straightening_undoes_any_perspective():
-    face = deck.render_face(CARDS[40], deck.random_style(3), 300)[..., :3]
+    face = render_face(CARDS[40], random_style(3), 300)[..., :3]
     generator = np.random.default_rng(2)
     for _ in range(10):
         corners = np.float32([(200, 150), (500, 150), (500, 570), (200, 570)]) + generator.uniform(-60, 60, (4, 2)).astype(np.float32)

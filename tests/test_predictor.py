@@ -17,21 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from card_classifier.bundle import (
-    MODEL_FILE,
-    BrokenImageError,
-    BundleError,
-    EmptyImageError,
-    ImageError,
-    ImageTooLargeError,
-    NotAnImageError,
-    UnreadableFileError,
+from card_classifier.bundle import BundleError, CLASSIFIER_FILE, softmax, write_bundle
+from card_classifier.images import (
+    BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, NotAnImageError, UnreadableFileError,
     prepare_image,
-    softmax,
-    write_bundle,
 )
 from card_classifier.cards import CARDS, Card
-from card_classifier.serving.predictor import BATCH_SIZE, Prediction, Predictor
+from card_classifier.recognition.predictor import BATCH_SIZE, Prediction, Predictor
 
 NEVER_IN_SERVING = ["torch", "torchvision", "fastai", "timm", "wandb", "dvc", "pandas", "matplotlib", "cv2", "onnx", "fastcore", "gradio"]
 
@@ -57,12 +49,12 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_importing_it_loads_neither_an_engine_nor_a_training_stack():
-    assert not loaded_after("import card_classifier.serving.predictor") & {*NEVER_IN_SERVING, "openvino", "onnxruntime"}
+    assert not loaded_after("import card_classifier.recognition.predictor") & {*NEVER_IN_SERVING, "openvino", "onnxruntime"}
 
 
 def test_predicting_loads_only_the_engine(tiny_bundle):
     code = (
-        "import numpy, card_classifier.serving.predictor as serving\n"
+        "import numpy, card_classifier.recognition.predictor as serving\n"
         f"serving.Predictor({str(tiny_bundle)!r}).predict(numpy.zeros((9, 9, 3), 'uint8'))"
     )
     loaded = loaded_after(code)
@@ -210,8 +202,8 @@ def test_threads_that_share_a_predictor_get_their_own_answers(tiny_bundle, n_thr
 
 def test_a_replaced_network_is_refused(tiny_bundle, tmp_path):
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
-    (copy / MODEL_FILE).write_bytes(colour_network(sharpness=3))
-    with pytest.raises(BundleError, match=r"model.onnx is not the file that bundle.json describes"):
+    (copy / CLASSIFIER_FILE).write_bytes(colour_network(sharpness=3))
+    with pytest.raises(BundleError, match=r"classifier.onnx is not the file that bundle.json describes"):
         Predictor(copy)
 
 

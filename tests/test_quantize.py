@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
-from card_classifier.config import DataSettings
-from card_classifier.data.loaders import ready_shards
-from card_classifier.serving.predictor import ENGINES, classifier_ports, open_network
+from card_classifier.settings import DataSettings
+from card_classifier.data.cache import ready_shards
+from card_classifier.recognition.engine import ENGINES, classifier_ports, open_network
 from card_classifier.training.export import ExportError, onnx_bytes
 from card_classifier.training.quantize import quicker_form, varied_images
 

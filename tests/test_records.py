@@ -32,29 +32,18 @@ from postgres import PASSWORD, Postgres, postgres_programs, running_postgres
 from record_victims import make_record
 
 from card_classifier.cards import CLASS_NAMES
-from card_classifier.serving import database
-from card_classifier.serving import records as records_module
-from card_classifier.serving.database import MIGRATIONS, NewerSchemaError, database_url, metadata, migrate, schema_of
-from card_classifier.serving.records import (
-    EXPORT_COLUMNS,
-    NO_CARD,
-    Record,
-    Records,
-    RecordsAwayError,
-    RecordsError,
-    UnknownRequestError,
-    apply_retention,
-    count_records,
-    export_records,
-    feedback,
-    image_statistics,
-    images,
-    make_engine,
-    opened,
-    pack_logits,
-    predictions,
-    unpack_logits,
+from card_classifier.records import database
+from card_classifier.records import export as export_module
+from card_classifier.records import writer as writer_module
+from card_classifier.records.database import MIGRATIONS, database_url, migrate, schema_of
+from card_classifier.records.schema import NewerSchemaError, metadata
+from card_classifier.records.database import make_engine
+from card_classifier.records.export import EXPORT_COLUMNS, apply_retention, count_records, export_records, opened
+from card_classifier.records.schema import (
+    Record, RecordsAwayError, RecordsError, UnknownRequestError, feedback, image_statistics, images, pack_logits,
+    predictions, unpack_logits,
 )
+from card_classifier.records.writer import NO_CARD, Records
 
 ROOT = Path(__file__).resolve().parent.parent
 EACH = ("sqlite", "postgresql")
@@ -137,7 +126,7 @@ def test_images_are_kept_only_when_asked_for(url):
 
 
 def test_memory_for_images_is_bounded(url, monkeypatch):
-    monkeypatch.setattr(records_module, "WAITING_BYTES", 1000)
+    monkeypatch.setattr(writer_module, "WAITING_BYTES", 1000)
     with Records(url, keep_images=True) as records, held(url):
         assert [records.add(make_record(image=bytes(400))) for _ in range(5)] == [True] * 5
         assert records.counts().images_lost == 3
@@ -260,7 +249,7 @@ def test_a_second_revision_keeps_what_is_there(url, monkeypatch, tmp_path):
     (later / "v0002_camera.py").write_text(SECOND, encoding="utf-8")
     with monkeypatch.context() as release:
         release.setattr(database, "MIGRATIONS", later)
-        for module in (database, records_module):
+        for module in (database, writer_module, export_module):
             release.setattr(module, "SCHEMA", "0002")
         release.setattr(migrate, "__defaults__", ("0002",))
         assert count_records(url).records == 1  # reading brings it up to date too
@@ -286,7 +275,7 @@ STARTER = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from record_victims import make_record
-from card_classifier.serving.records import Records
+from card_classifier.records.writer import Records
 print("ready", flush=True)
 sys.stdin.readline()
 records = Records(sys.argv[1])
@@ -313,7 +302,7 @@ def test_an_installed_wheel_can_make_its_tables(tmp_path):
     subprocess.run([uv, "build", "--wheel", "--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(tmp_path), str(ROOT)], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "import sys, card_classifier.serving.records as records; records.Records(sys.argv[1]).close(); print(records.__file__, records.count_records(sys.argv[1]).records)"
+    code = "import sys, card_classifier.records.writer as records; records.Records(sys.argv[1]).close(); print(records.__file__, records.count_records(sys.argv[1]).records)"
     done = run_python(code, f"sqlite:///{tmp_path / 'records.sqlite'}", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")})
     assert done.stdout.split() == [str(tmp_path / "installed" / "card_classifier" / "serving" / "records.py"), "0"], done.stderr
 
@@ -321,7 +310,7 @@ def test_an_installed_wheel_can_make_its_tables(tmp_path):
 def test_starting_is_cheap_once_the_tables_are_there(tmp_path):
     url = f"sqlite:///{tmp_path / 'records.sqlite'}"
     Records(url).close()
-    code = "import sys; from card_classifier.serving.records import Records; Records(sys.argv[1]).close(); print(*sys.modules)"
+    code = "import sys; from card_classifier.records.writer import Records; Records(sys.argv[1]).close(); print(*sys.modules)"
     loaded = set(run_python(code, url).stdout.split())
     assert "sqlalchemy" in loaded
     assert not loaded & {"alembic", "psycopg", "pyarrow", "pandas", "torch", "fastcore", "gradio", "fastapi", "openvino", "onnxruntime"}
@@ -395,7 +384,7 @@ def held(url: str) -> Iterator[None]:
 
 
 def test_a_slow_database_slows_nothing_else(url, monkeypatch):
-    monkeypatch.setattr(records_module, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(writer_module, "SLOW_SECONDS", 0.2)
     with Records(url, max_waiting=100, flush_seconds=0.01) as records:
         with held(url):
             start = time.perf_counter()
@@ -781,7 +770,7 @@ def many(url: str, n: int, **changes) -> list[Record]:
 def test_exports_hold_everything_in_order(url, tmp_path, monkeypatch, suffix):
     import pyarrow.parquet
 
-    monkeypatch.setattr(records_module, "EXPORT_ROWS", 10)
+    monkeypatch.setattr(export_module, "EXPORT_ROWS", 10)
     made = many(url, 47, rejection_reason='quotes " and, commas\nand lines ♥')
     with Records(url) as records:
         records.feedback(made[5].request_id, 0, "ace of hearts")
@@ -825,12 +814,12 @@ def test_an_export_of_a_part(url, tmp_path):
 def test_an_export_needs_little_memory(tmp_path, monkeypatch):
     import tracemalloc
 
-    monkeypatch.setattr(records_module, "EXPORT_ROWS", 100)
+    monkeypatch.setattr(export_module, "EXPORT_ROWS", 100)
     url = f"sqlite:///{tmp_path / 'records.sqlite'}"
     with make_engine(url).connect() as connection:
         migrate(connection)
         for _ in range(4):
-            records_module.write_records(connection, [make_record() for _ in range(1000)])
+            writer_module.write_records(connection, [make_record() for _ in range(1000)])
     export_records(url, tmp_path / "first.csv", until=datetime(2026, 1, 1, tzinfo=UTC))  # imports what it needs
     tracemalloc.start()
     assert export_records(url, tmp_path / "all.csv") == 4000
@@ -865,7 +854,7 @@ def test_an_export_that_is_refused(tmp_path, name, options, message):
 def test_parquet_without_pyarrow(tmp_path):
     url = f"sqlite:///{tmp_path / 'records.sqlite'}"
     Records(url).close()
-    code = "import sys; sys.modules['pyarrow'] = None; from card_classifier.serving.records import export_records; export_records(sys.argv[1], sys.argv[2])"
+    code = "import sys; sys.modules['pyarrow'] = None; from card_classifier.records.writer import export_records; export_records(sys.argv[1], sys.argv[2])"
     done = run_python(code, url, str(tmp_path / "records.parquet"))
     assert done.stderr.strip().endswith("RecordsError: writing Parquet needs pyarrow: pip install 'card_classifier[parquet]'")
     assert [path.name for path in tmp_path.iterdir()] == ["records.sqlite"]
@@ -892,7 +881,7 @@ def test_reading_while_the_service_writes(url, tmp_path):
 
 
 def test_retention(url, monkeypatch):
-    monkeypatch.setattr(records_module, "DELETE_ROWS", 10)
+    monkeypatch.setattr(export_module, "DELETE_ROWS", 10)
     made = many(url, 100, image=bytes(2000))
     with Records(url) as records:
         for one in (made[0], made[99]):
@@ -913,7 +902,7 @@ def test_retention(url, monkeypatch):
 
 
 def test_retention_while_the_service_writes(url, monkeypatch):
-    monkeypatch.setattr(records_module, "DELETE_ROWS", 20)
+    monkeypatch.setattr(export_module, "DELETE_ROWS", 20)
     many(url, 400)
     with Records(url, flush_seconds=0.01) as records:
         is_over = threading.Event()
@@ -947,7 +936,7 @@ def test_what_is_removed_can_not_be_found_in_the_file(tmp_path):
 @not_on_windows
 def test_interrupts_end_the_process(tmp_path):
     "The thread must not keep a process from ending, whatever the database does."
-    code = "import sys, time; from card_classifier.serving.records import Records; records = Records(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
+    code = "import sys, time; from card_classifier.records.writer import Records; records = Records(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{tmp_path / 'records.sqlite'}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import colour_picture
 
-from card_classifier.config import checkout, load_settings
+from card_classifier.settings import checkout, load_settings
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 TINY = ["--experiment", "quick", "data.deck_train=6", "data.deck_valid=1", "data.deck_test=1", "data.deck_size=64",
@@ -74,7 +74,7 @@ def uninterrupted() -> Path:
 
 
 def test_a_run_keeps_its_record(uninterrupted):
-    for name in ("train.ipynb", "metrics.json", "settings.yaml", "bundle/bundle.json", "bundle/model.onnx", "figures/confusion.png", "figures/learning-curves.png"):
+    for name in ("train.ipynb", "metrics.json", "settings.yaml", "bundle/bundle.json", "bundle/classifier.onnx", "figures/confusion.png", "figures/learning-curves.png"):
         assert (uninterrupted / name).is_file(), name
     assert list((uninterrupted / "wandb").glob("offline-run-*")), "without a key, W&B writes to the run's folder"
     assert load_settings(uninterrupted).train.epochs == 4
@@ -138,17 +138,17 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_batch_in_the_message():
     assert not (run / "metrics.json").exists()
 
 
-def test_a_finder_is_trained_put_into_a_bundle_and_used(tiny_bundle, tmp_path):
-    process, run = start("--experiment", "quick_finder", "scenes.n_train=32", "scenes.n_valid=8", "train.epochs=1", "tracking.wandb=disabled")
+def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, tmp_path):
+    process, run = start("--experiment", "quick_detector", "scenes.n_train=32", "scenes.n_valid=8", "train.epochs=1", "tracking.wandb=disabled")
     try:
         said = finish(process)
-        assert "corners off on scenes" in said and f"card-classifier export CLASSIFIER_RUN --finder {run.name}" in said
-        bundle = tmp_path / "with-finder"
-        subprocess.run([COMMAND, "export", str(tiny_bundle), "--finder", run.name, "--threshold", "0.3", "--to", str(bundle)], check=True, capture_output=True)
-        assert {"model.onnx", "finder.onnx", "bundle.json"} == {file.name for file in bundle.iterdir()}
+        assert "corners off on scenes" in said and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in said
+        bundle = tmp_path / "with-detector"
+        subprocess.run([COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--threshold", "0.3", "--to", str(bundle)], check=True, capture_output=True)
+        assert {"classifier.onnx", "detector.onnx", "bundle.json"} == {file.name for file in bundle.iterdir()}
         colour_picture(7, size=(300, 200)).save(tmp_path / "photo.png")
         answer = subprocess.run([COMMAND, "predict", str(tmp_path / "photo.png"), "--bundle", str(bundle), "--json"], check=True, capture_output=True, text=True)
         assert json.loads(answer.stdout)["cards"]
-        refused = subprocess.run([COMMAND, "export", str(tiny_bundle), "--finder", run.name, "--int8", "--to", str(bundle)], check=False, capture_output=True, text=True)
+        refused = subprocess.run([COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--int8", "--to", str(bundle)], check=False, capture_output=True, text=True)
         assert refused.returncode == 2 and "trained on" in refused.stderr
     finally: shutil.rmtree(run, ignore_errors=True)

@@ -423,7 +423,7 @@ def _from_deck(
     progress: Progress|None,  # Called with (done, total, what)
 ) -> RawDataSet:              # The rendered data set
     "Render and scan the embedded data set."
-    from card_classifier.data.deck import IMAGES_PER_CLASS, render_data_set
+    from card_classifier.render.dataset import IMAGES_PER_CLASS, render_data_set
     counts = images_per_class or IMAGES_PER_CLASS
     folder = work_folder / "-".join(["deck", *(str(counts[split]) for split in SPLITS), str(seed)])
     with hold_folder(folder):

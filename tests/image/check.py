@@ -432,7 +432,7 @@ def trains(image: str, target: str) -> str:
         mounts = ["--volume", f"{outputs}:/work/outputs"]
         done = run(image, options=["--cap-drop", "ALL", "--security-opt", "no-new-privileges", *mounts, *([] if is_docker() else ["--shm-size", "1g"])], timeout=3600)
         seconds = time.monotonic() - start
-        code = "import json, pathlib; run, = pathlib.Path('/work/outputs').glob('*/metrics.json'); print(json.dumps(json.loads(run.read_text())['test']['accuracy'])); assert (run.parent/'bundle'/'model.onnx').is_file() and (run.parent/'train.ipynb').is_file()"
+        code = "import json, pathlib; run, = pathlib.Path('/work/outputs').glob('*/metrics.json'); print(json.dumps(json.loads(run.read_text())['test']['accuracy'])); assert (run.parent/'bundle'/'classifier.onnx').is_file() and (run.parent/'train.ipynb').is_file()"
         accuracy = float(python(image, code, options=[*STRICT, *mounts]))
     require(accuracy > 0.5, f"accuracy on test is {accuracy:.2f}: {done.stdout.decode()[-500:]}")
     return f"{seconds / 60:.1f} minutes, accuracy on test {accuracy:.3f}"

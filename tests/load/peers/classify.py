@@ -3,7 +3,8 @@ import os
 
 import onnxruntime
 
-from card_classifier.bundle import MODEL_FILE, prepare_image, read_bundle, softmax
+from card_classifier.bundle import CLASSIFIER_FILE, read_bundle, softmax
+from card_classifier.images import prepare_image
 from card_classifier.cards import CARDS
 
 
@@ -15,7 +16,7 @@ class Classifier:
         self.info = read_bundle(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(os.path.join(folder, MODEL_FILE), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(os.path.join(folder, CLASSIFIER_FILE), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, content: bytes) -> dict:
         "The best card of an image."
