@@ -38,9 +38,12 @@ def require(
 @dataclass
 class DataSettings:
     "Which images a run sees."
-    source:str = setting("auto", "auto (CARD_CLASSIFIER_DATA, else Kaggle), kaggle, deck, or the path of a zip or folder in the Kaggle layout")
+    source:str = setting("auto", "auto (CARD_CLASSIFIER_DATA, else Kaggle), kaggle, deck, or the path of a zip or folder: in the Kaggle layout, or one folder a class")
     folder:str = setting("", "Folder of the shards; empty: data/ for real images, outputs/decks/… for the rendered deck")
     leave_out:bool = setting(True, "Leave out the training images on the audit's exclusion list")
+    valid_fraction:float = setting(0.1, "Fraction of each class that goes to validation, when the data has no splits of its own")
+    test_fraction:float = setting(0.1, "Fraction of each class that goes to test, when the data has no splits of its own")
+    split_seed:int = setting(1, "Seed of the splits, when the data has none of its own")
     deck_train:int = setting(64, "Rendered training images per class, when the source is the deck")
     deck_valid:int = setting(6, "Rendered validation images per class, from decks unseen in training")
     deck_test:int = setting(10, "Rendered test images per class, from decks unseen in training")
@@ -50,6 +53,8 @@ class DataSettings:
     def __post_init__(self):
         for name in ("deck_train", "deck_valid", "deck_test"):
             require(getattr(self, name) >= 1, f"data.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("valid_fraction", "test_fraction"):
+            require(0.01 <= getattr(self, name) <= 0.3, f"data.{name} must be from 0.01 to 0.3, got {getattr(self, name)}")
         require(64 <= self.deck_size <= 1024, f"data.deck_size must be between 64 and 1024 pixels, got {self.deck_size}")
 
 # %% ../nbs/01_settings.ipynb #fd940942
@@ -99,6 +104,7 @@ class SceneSettings:
     n_valid:int = setting(320, "Scenes for validation, always the same, with decks of designs that training doesn't show")
     n_decks:int = setting(24, "Rendered decks that are laid out")
     crops_per_image:float = setting(0.0, "Crops of composed scenes that a training batch of the classifier has for each of its images")
+    augment_crops:bool = setting(False, "Vary these crops like the training images; a composed scene already varies its cards")
     n_photographed:int = setting(1500, "Training images, at most, that are cut out and laid out too; 0: none")
 
     def __post_init__(self):

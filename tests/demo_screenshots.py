@@ -13,7 +13,7 @@ from playwright.sync_api import Page, sync_playwright
 
 TESTS = Path(__file__).resolve().parent
 IMAGES = TESTS.parent / "nbs" / "images"
-EXAMPLES = TESTS.parent / "card_classifier" / "serving" / "examples"
+EXAMPLES = TESTS.parent / "card_classifier" / "demo" / "examples"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 PORT = 8765

@@ -65,7 +65,7 @@ def execute_run(
         follower = threading.Thread(target=follow, args=(run/"progress.json", report, ended), daemon=True)
         follower.start()
         try:
-            notebook = {"classifier": "train.ipynb", "detector": "detector.ipynb"}[load_settings(run).model.task]
+            notebook = {"classifier": "train.ipynb", "detector": "train_detector.ipynb"}[load_settings(run).model.task]
             papermill.execute_notebook(root/"nbs"/"recipes"/notebook, record, parameters={"run_folder": run.relative_to(root).as_posix()}, cwd=str(root), kernel_name="python3", progress_bar=False, config=private)
         except PapermillExecutionError as error:
             raise CommandError(f"{error.evalue} ({error.ename}; the whole story: {record})") from None

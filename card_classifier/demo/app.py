@@ -89,7 +89,7 @@ def tell(
     return f'<p class="thanks problem">{safe(problem)}</p>' if problem else thanks_html(right, str(known["card"]))
 
 # %% ../../nbs/demo/01_app.ipynb #00c28edb
-EXAMPLES = Path(card_classifier.__file__).resolve().parent / "serving" / "examples"
+EXAMPLES = Path(card_classifier.__file__).resolve().parent / "demo" / "examples"
 EXAMPLE_NAMES = ("king-of-spades", "queen-of-hearts", "three-cards", "joker", "ten-of-diamonds", "ace-of-spades")
 
 def examples_html()->str:

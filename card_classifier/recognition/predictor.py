@@ -239,7 +239,7 @@ def begin(
     middle = time.perf_counter()
     is_small = predictor.detector is None or max(photo.shape[:2]) <= SMALL*size
     views = [View(resize_image(photo, size), None)] if is_small else views_of(predictor, source, photo)
-    return Examination(source, photo, views, {"decode": 1000*(middle - start), "detector": 1000*(time.perf_counter() - middle), "network": 0.0})
+    return Examination(source, photo, views, {"decode": 1000*(middle - start), "find": 1000*(time.perf_counter() - middle), "network": 0.0})
 
 def ask_network(
     predictor:Predictor,

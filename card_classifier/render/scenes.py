@@ -330,10 +330,10 @@ def creature(
         cv2.line(face, np.int32(place + body*size).tolist(), np.int32(place + (x, 1)*size).tolist(), cloth, max(1, int(0.06*size.min())), cv2.LINE_AA)
     oval(body, generator.uniform(0.15, 0.4, 2), cloth)
     oval(head, generator.uniform(0.12, 0.24, 2), skin)
-    if generator.random() < 0.5: oval(body + (0, -0.05), generator.uniform(0.06, 0.15, 2), skin)
+    if generator.random() < 0.5: oval(body + np.array([0, -0.05]), generator.uniform(0.06, 0.15, 2), skin)
     for side in (-1, 1):
-        if generator.random() < 0.8: oval(head + (0.07*side, -0.02), np.full(2, 0.03), (20, 20, 20))
-        if generator.random() < 0.5: oval(head + (0.12*side, -0.18), generator.uniform(0.03, 0.09, 2), skin)
+        if generator.random() < 0.8: oval(head + np.array([0.07*side, -0.02]), np.full(2, 0.03), (20, 20, 20))
+        if generator.random() < 0.5: oval(head + np.array([0.12*side, -0.18]), generator.uniform(0.03, 0.09, 2), skin)
 
 # %% ../../nbs/render/03_scenes.ipynb #4a4ca971
 def decorate(
