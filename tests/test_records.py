@@ -249,7 +249,7 @@ def test_a_second_revision_keeps_what_is_there(url, monkeypatch, tmp_path):
     (later / "v0002_camera.py").write_text(SECOND, encoding="utf-8")
     with monkeypatch.context() as release:
         release.setattr(database, "MIGRATIONS", later)
-        for module in (database, writer_module, export_module):
+        for module in (database, export_module):
             release.setattr(module, "SCHEMA", "0002")
         release.setattr(migrate, "__defaults__", ("0002",))
         assert count_records(url).records == 1  # reading brings it up to date too
@@ -302,9 +302,9 @@ def test_an_installed_wheel_can_make_its_tables(tmp_path):
     subprocess.run([uv, "build", "--wheel", "--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(tmp_path), str(ROOT)], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "import sys, card_classifier.records.writer as records; records.Records(sys.argv[1]).close(); print(records.__file__, records.count_records(sys.argv[1]).records)"
+    code = "import sys, card_classifier.records.writer as records; records.Records(sys.argv[1]).close(); from card_classifier.records.export import count_records; print(records.__file__, count_records(sys.argv[1]).records)"
     done = run_python(code, f"sqlite:///{tmp_path / 'records.sqlite'}", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")})
-    assert done.stdout.split() == [str(tmp_path / "installed" / "card_classifier" / "serving" / "records.py"), "0"], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "installed" / "card_classifier" / "records" / "writer.py"), "0"], done.stderr
 
 
 def test_starting_is_cheap_once_the_tables_are_there(tmp_path):
@@ -854,7 +854,7 @@ def test_an_export_that_is_refused(tmp_path, name, options, message):
 def test_parquet_without_pyarrow(tmp_path):
     url = f"sqlite:///{tmp_path / 'records.sqlite'}"
     Records(url).close()
-    code = "import sys; sys.modules['pyarrow'] = None; from card_classifier.records.writer import export_records; export_records(sys.argv[1], sys.argv[2])"
+    code = "import sys; sys.modules['pyarrow'] = None; from card_classifier.records.export import export_records; export_records(sys.argv[1], sys.argv[2])"
     done = run_python(code, url, str(tmp_path / "records.parquet"))
     assert done.stderr.strip().endswith("RecordsError: writing Parquet needs pyarrow: pip install 'card_classifier[parquet]'")
     assert [path.name for path in tmp_path.iterdir()] == ["records.sqlite"]

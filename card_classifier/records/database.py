@@ -96,7 +96,7 @@ def make_engine(
     return engine
 
 # %% ../../nbs/records/01_database.ipynb #e984e13b
-MIGRATIONS = Path(str(importlib.resources.files("card_classifier.serving"))) / "migrations" # One module for each revision
+MIGRATIONS = Path(str(importlib.resources.files("card_classifier.records"))) / "migrations" # One module for each revision
 MIGRATION_LOCK = int.from_bytes(b"card") # Any number that nobody else locks
 alembic_lock = threading.Lock() # Alembic keeps what it is doing in module variables
 
