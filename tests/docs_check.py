@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "reports"))
-import site_build as site  # noqa: E402
+import site_build as site
 
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
