@@ -27,7 +27,8 @@ from ..cards import CLASS_NAMES
 from ..settings import AugmentSettings, DataSettings
 from ..render.dataset import render_data_set
 from .shards import Sample, ShardFolder, open_shards, prepare
-from .source import Progress, find_source, scan_folder
+from .layout import Progress, scan_folder
+from .source import find_source
 from .augmentation import augment
 from .cache import CachedImages
 
