@@ -141,8 +141,8 @@ def test_no_pair_is_lost_between_blocks():
 
 def test_threads_and_processors_do_not_change_the_result(tmp_path):
     write_files(tmp_path, tiny_files(2) | {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of hearts/900.jpg": DISGUISES["cropped"]})
-    code = ("import json, sys; from card_classifier.data.layout import scan_folder; from card_classifier.data.audit import audit\n"
-            "print(json.dumps(audit(scan_folder(sys.argv[1])).to_dict()))")
+    code = ("import json, sys; from card_classifier.data.layout import scan_folder; from card_classifier.data.audit import audit, audit_to_dict\n"
+            "print(json.dumps(audit_to_dict(audit(scan_folder(sys.argv[1])))))")
     results = []
     for extra in ({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": "4"}, {"OPENBLAS_CORETYPE": "Haswell"}):
         done = subprocess.run([sys.executable, "-c", code, tmp_path], env=os.environ | extra, capture_output=True, text=True, check=True)

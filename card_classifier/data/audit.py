@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CANDIDATE_SIZE', 'CANDIDATE_CORRELATION', 'REPEAT_SIZE', 'REPEAT_CORRELATION', 'PATCH_SIZE', 'PATCH_SHIFT',
            'PATCH_IMAGE_SIZE', 'SAME_CARD_GAP', 'LIMITS', 'SUMMARY_LABELS', 'CorruptImage', 'OddSize', 'Exclusion',
-           'Pair', 'Audit', 'grey_thumbnail', 'FirstPass', 'look_at_all', 'raw_checksum', 'correlation', 'patch_gap',
-           'normalised', 'candidate_pairs', 'nearest_training_images', 'measure_pairs', 'identical_pairs', 'odd_sizes',
-           'audit', 'draw_pair', 'pair_sheet', 'plot_nearest']
+           'Pair', 'find_exclusions', 'find_leaking', 'Audit', 'grey_thumbnail', 'FirstPass', 'look_at_all',
+           'raw_checksum', 'correlation', 'patch_gap', 'normalised', 'candidate_pairs', 'nearest_training_images',
+           'measure_pairs', 'identical_pairs', 'odd_sizes', 'audit', 'audit_counts', 'audit_rows', 'audit_to_dict',
+           'draw_pair', 'pair_sheet', 'plot_nearest']
 
 # %% ../../nbs/data/02_audit.ipynb #ea813314
 import hashlib
@@ -18,7 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
 from .layout import SPLITS, Progress, RawDataSet, RawImage
@@ -83,6 +83,30 @@ class Pair:
         "Whether they lie in two splits."
         return len(self.splits) > 1
 
+# %% ../../nbs/data/02_audit.ipynb #0792d5e4
+def find_exclusions(
+    repeats:list[Pair], # All pairs that show one picture, whatever their labels
+)->list[Exclusion]:     # Sorted by path
+    "Training images that contradict another image or repeat a validation or test image."
+    found:dict[str, Exclusion] = {}
+    by_similarity = sorted(repeats, key=lambda pair: (-pair.similarity, pair.first, pair.second))
+    reasons = [("contradicts", [pair for pair in by_similarity if not pair.same_label]),
+               ("repeats", [pair for pair in by_similarity if pair.crosses_splits])]
+    for reason, pairs in reasons:
+        for pair in pairs:
+            for path, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                if path.startswith("train/"):
+                    found.setdefault(path, Exclusion(path, reason, other, pair.similarity))
+    return [found[path] for path in sorted(found)]
+
+
+def find_leaking(
+    repeats:list[Pair], # All pairs that show one picture, whatever their labels
+)->list[str]:           # Paths, sorted
+    "Validation and test images that training repeats."
+    across = [pair for pair in repeats if "train" in pair.splits and pair.crosses_splits]
+    return sorted({path for pair in across for path in (pair.first, pair.second) if not path.startswith("train/")})
+
 # %% ../../nbs/data/02_audit.ipynb #a4b5cf23
 @dataclass
 class Audit:
@@ -105,6 +129,16 @@ class Audit:
         "All pairs that show one picture, whatever their labels."
         return [*self.exact_duplicates, *self.near_duplicates,
                 *(pair for pair in self.contradictions if not pair.is_identical)]
+
+    @property
+    def exclusions(self)->list[Exclusion]:
+        "What training leaves out."
+        return find_exclusions(self.repeats)
+
+    @property
+    def leaking(self)->list[str]:
+        "Validation and test images that training repeats."
+        return find_leaking(self.repeats)
 
 # %% ../../nbs/data/02_audit.ipynb #c9b1341b
 def grey_thumbnail(
@@ -307,28 +341,6 @@ def audit(
     result.look_alikes = [pair for pair in named_twice if pair.patch_gap > SAME_CARD_GAP]
     return result
 
-# %% ../../nbs/data/02_audit.ipynb #0792d5e4
-@patch(as_prop=True)
-def exclusions(self:Audit)->list[Exclusion]:
-    "Training images that contradict another image or repeat a validation or test image, sorted by path."
-    found:dict[str, Exclusion] = {}
-    by_similarity = sorted(self.repeats, key=lambda pair: (-pair.similarity, pair.first, pair.second))
-    reasons = [("contradicts", [pair for pair in by_similarity if not pair.same_label]),
-               ("repeats", [pair for pair in by_similarity if pair.crosses_splits])]
-    for reason, pairs in reasons:
-        for pair in pairs:
-            for path, other in ((pair.first, pair.second), (pair.second, pair.first)):
-                if path.startswith("train/"):
-                    found.setdefault(path, Exclusion(path, reason, other, pair.similarity))
-    return [found[path] for path in sorted(found)]
-
-
-@patch(as_prop=True)
-def leaking(self:Audit)->list[str]:
-    "Validation and test images that training repeats, sorted."
-    across = [pair for pair in self.repeats if "train" in pair.splits and pair.crosses_splits]
-    return sorted({path for pair in across for path in (pair.first, pair.second) if not path.startswith("train/")})
-
 # %% ../../nbs/data/02_audit.ipynb #8a1088d1
 SUMMARY_LABELS = {
     "images": "images",
@@ -347,29 +359,32 @@ SUMMARY_LABELS = {
 }
 
 # %% ../../nbs/data/02_audit.ipynb #cb5283e1
-@patch
-def counts(self:Audit)->dict[str, int]: # By the keys of `SUMMARY_LABELS`
+def audit_counts(
+    found:Audit, # An audit
+)->dict[str, int]: # By the keys of `SUMMARY_LABELS`
     "How many there are of each thing that an audit looks for."
-    across = sum(pair.crosses_splits for pair in self.near_duplicates)
-    counted = {key: len(getattr(self, key)) for key in SUMMARY_LABELS if hasattr(self, key)}
-    counted |= {"images": self.n_images, "near_duplicates_across": across,
-                "near_duplicates_within": len(self.near_duplicates) - across}
-    counted |= {f"leaking_{split}": sum(path.startswith(f"{split}/") for path in self.leaking) for split in SPLITS[1:]}
+    across = sum(pair.crosses_splits for pair in found.near_duplicates)
+    counted = {key: len(getattr(found, key)) for key in SUMMARY_LABELS if hasattr(found, key)}
+    counted |= {"images": found.n_images, "near_duplicates_across": across,
+                "near_duplicates_within": len(found.near_duplicates) - across}
+    counted |= {f"leaking_{split}": sum(path.startswith(f"{split}/") for path in found.leaking) for split in SPLITS[1:]}
     return {key: counted[key] for key in SUMMARY_LABELS}
 
 
-@patch
-def summary(self:Audit)->list[tuple[str, int]]: # What, and how many
+def audit_rows(
+    found:Audit, # An audit
+)->list[tuple[str, int]]: # What, and how many
     "What was found, as rows of a table."
-    return [(SUMMARY_LABELS[key], count) for key, count in self.counts().items()]
+    return [(SUMMARY_LABELS[key], count) for key, count in audit_counts(found).items()]
 
 
-@patch
-def to_dict(self:Audit)->dict: # Of lists, dictionaries, text and numbers
-    "Everything, ready for JSON."
-    found = {key: value for key, value in asdict(self).items() if key != "nearest"}
-    return {**found, "exclusions": [asdict(item) for item in self.exclusions], "leaking": self.leaking,
-            "summary": self.counts()}
+def audit_to_dict(
+    found:Audit, # An audit
+)->dict:         # Of lists, dictionaries, text and numbers
+    "Everything but the nearest training images, ready for JSON."
+    content = {key: value for key, value in asdict(found).items() if key != "nearest"}
+    exclusions = [asdict(item) for item in found.exclusions]
+    return {**content, "exclusions": exclusions, "leaking": found.leaking, "summary": audit_counts(found)}
 
 # %% ../../nbs/data/02_audit.ipynb #422cee6a
 def draw_pair(

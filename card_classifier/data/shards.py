@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cards import CLASS_NAMES
-from .audit import Audit, Exclusion, LIMITS, raw_checksum
+from .audit import Audit, Exclusion, LIMITS, audit_to_dict, raw_checksum
 from .audit import audit as make_audit
 from ..files import sweep_drafts, write_file
 from .layout import Progress, RawDataSet, RawImage, SPLITS
@@ -170,7 +170,7 @@ def _description(
     files: dict[str, dict],             # File name to size and SHA-256
 ) -> dict:                 # The content of `dataset.json`
     "What a folder of shards says about itself."
-    about = found.to_dict()
+    about = audit_to_dict(found)
     for beside in ("csv_problems", "strays"):
         del about[beside], about["summary"][beside]
     checksum = _digest(f"{name}\t{entry['sha256']}\n".encode() for name, entry in sorted(files.items()))
