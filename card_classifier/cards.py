@@ -6,7 +6,7 @@
 __all__ = ['RANK_SYMBOLS', 'SUIT_SYMBOLS', 'UNICODE_BLOCKS', 'UNICODE_STEPS', 'UNICODE_JOKER', 'CARDS', 'CLASS_NAMES',
            'CARD_INDEX', 'RANK_WORDS', 'SUIT_WORDS', 'JOKER_KINDS', 'SUIT_SIGNS', 'LONGEST_TEXT', 'UNICODE_CARDS',
            'CARD_BACK', 'Rank', 'Suit', 'Card', 'card_from_index', 'card_html', 'card_spellings', 'all_spellings',
-           'plain_words', 'CardNameError', 'nearest_card', 'unicode_card', 'parse_card']
+           'plain_words', 'CardNameError', 'nearest_card', 'unicode_card', 'parse_card', 'pip_tables', 'pip_places']
 
 # %% ../nbs/00_cards.ipynb #4ea54d66
 import difflib
@@ -253,3 +253,27 @@ def parse_card(
         raise CardNameError(f"{looked_at!r} holds no name of a card; write for example {str(CARDS[0])!r} or 'AC'", CARDS[0])
     nearest, ending = nearest_card(looked_at), "" if len(stripped) <= LONGEST_TEXT else "…"
     raise CardNameError(f"{looked_at!r}{ending} is not a card; the nearest is {str(nearest)!r} ({nearest.short_name})", nearest)
+
+# %% ../nbs/00_cards.ipynb #634d8e75
+@functools.lru_cache(maxsize=1)
+def pip_tables()->dict[str, dict[Rank, tuple[tuple[int, float], ...]]]: # For each arrangement and rank, (column, row)
+    "The tables of `pips.toml`, rows as fractions."
+    from importlib.resources import files # Here: recognising a card should not wait for what only drawing needs
+    import tomllib
+
+    raw = tomllib.loads((files("card_classifier")/"pips.toml").read_text(encoding="utf-8"))
+    tables = {}
+    for arrangement, ranks in raw.items():
+        own = {Rank(name): tuple((column, row/6) for column, row in places) for name, places in ranks.items()}
+        tables[arrangement] = tables.get("standard", {}) | own
+    return tables
+
+def pip_places(
+    rank:Rank,                     # Ace to ten
+    arrangement:str="standard",    # "standard", or "columns": eight and ten in two plain columns
+)->tuple[tuple[int, float], ...]:  # Column (-1, 0 or 1) and row (-1 uppermost, 1 lowest) of each pip
+    "Where the pips of a number card stand. Raises `ValueError` for cards that have none."
+    places = pip_tables()[arrangement].get(rank)
+    if places is None:
+        raise ValueError(f"the {rank.value} has no pips")
+    return places

@@ -25,6 +25,7 @@ def show_settings(
 ):
     "Every setting with its value and what it means."
     settings = compose(experiment, overrides or []) if experiment else Settings()
-    rows = [(name, repr(value), explanation) for name, value, explanation in setting_rows(settings)]
-    print_table(f"experiment {experiment}" if experiment else "defaults", ["setting", "value", "meaning"], rows)
+    rows = [(name, repr(value), limits, explanation) for name, value, limits, explanation in setting_rows(settings)]
+    title = f"experiment {experiment}" if experiment else "defaults"
+    print_table(title, ["setting", "value", "allowed", "meaning"], rows)
     if find_checkout(): typer.echo(f"experiments: {', '.join(experiments())}. Use: card-classifier train --experiment NAME setting=value …")
