@@ -61,5 +61,6 @@ def records_clean(
 ):
     "Applies the retention limits: removes what is too old."
     if image_days is None and record_days is None: raise CommandError("say what is too old: --image-days DAYS, --record-days DAYS or both")
-    with progress_bars() as report: removed = records_module().apply_retention(database, image_days, record_days, progress=report)
+    from card_classifier.records import retention
+    with progress_bars() as report: removed = retention.apply_retention(database, image_days, record_days, progress=report)
     typer.echo(f"removed {removed.records} records and {removed.images} images")

@@ -65,8 +65,8 @@ def statements(
         image=insert(images).on_conflict_do_nothing(),
         feedback=add_or_replace.execution_options(preserve_rowcount=True))
 
-# %% ../../nbs/records/02_statements.ipynb #c65ff94f
-PYTHON_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) # Raised before a statement is sent
+# %% ../../nbs/records/02_statements.ipynb #79b2137a
+PYTHON_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) # Before anything was sent
 
 def is_fault_of_data(
     error:Exception, # Raised while writing

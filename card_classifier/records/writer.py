@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLOW_SECONDS', 'NOT_RECORDED', 'FIRST_DELAY', 'LONGEST_DELAY', 'log', 'FIRST_TRY_SECONDS', 'SEARCH_SECONDS',
            'REQUEST_ID', 'NO_REQUEST', 'SLOW', 'WriterConnection', 'WriterState', 'away_error', 'settle_searches',
-           'retry_delay', 'pause', 'RecordWriter', 'write_jobs', 'recover', 'RecordCounts', 'count_backlog',
+           'retry_delay', 'pause', 'write_jobs', 'RecordWriter', 'recover', 'RecordCounts', 'count_backlog',
            'start_writer', 'check_feedback', 'give_feedback', 'Records', 'close_writer']
 
 # %% ../../nbs/records/04_writer.ipynb #bb43bf74
@@ -140,9 +140,21 @@ def pause(
             seconds = max(0, min(seconds, 1, closes_at - time.monotonic()))
         queue.changed.wait_for(lambda: closes_at is None and queue.closes_at is not None, seconds)
 
-# %% ../../nbs/records/04_writer.ipynb #5768aa87
+# %% ../../nbs/records/04_writer.ipynb #463d120b
 log = logging.getLogger("card_classifier.records")
 
+def write_jobs(
+    connection:sa.Connection,
+    queue:RecordQueue,
+    jobs:list[Job],           # As they were taken out of the queue
+)->None:
+    "Commits a batch and tells those who wait. Raises what the database raises; then the batch stays in hand."
+    outcomes = write_records(connection, [job.record for job in jobs])
+    if not all(outcomes):
+        log.warning("%d records hold values that the database can't: they are lost", outcomes.count(False))
+    settle_jobs(queue, jobs, outcomes)
+
+# %% ../../nbs/records/04_writer.ipynb #d1039a72
 class RecordWriter(threading.Thread):
     "Writes what gathers in a queue, for as long as the process lives."
     def __init__(self, engine:sa.Engine, queue:RecordQueue, flush_seconds:float):
@@ -185,18 +197,7 @@ class RecordWriter(threading.Thread):
             log.info("the database of records is back; written so far: %d, lost: %d", backlog.n_written, backlog.n_lost)
         self.state.succeed()
 
-# %% ../../nbs/records/04_writer.ipynb #b5f4a06e
-def write_jobs(
-    connection:sa.Connection,
-    queue:RecordQueue,
-    jobs:list[Job],           # As they were taken out of the queue
-)->None:
-    "Commits a batch and tells those who wait. Raises what the database raises; then the batch stays in hand."
-    outcomes = write_records(connection, [job.record for job in jobs])
-    if not all(outcomes):
-        log.warning("%d records hold values that the database can't: they are lost", outcomes.count(False))
-    settle_jobs(queue, jobs, outcomes)
-
+# %% ../../nbs/records/04_writer.ipynb #40ee8599
 def recover(
     writer:RecordWriter,
     error:Exception,     # What opening or writing raised
@@ -206,7 +207,8 @@ def recover(
     is_new = state.fail(error)
     is_lasting = state.failures > 1 or writer.database.connection is None
     if is_new:
-        log.warning("the database of records is in trouble (%s); waiting records: %d", state.trouble, len(queue.backlog))
+        waiting = len(queue.backlog)
+        log.warning("the database of records is in trouble (%s); waiting records: %d", state.trouble, waiting)
     writer.database.drop(is_broken=True)
     if is_lasting:
         settle_feedback(queue, list(queue.feedback), away_error(state.trouble))
