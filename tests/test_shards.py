@@ -161,7 +161,7 @@ def test_kill_in_the_middle_then_again_equals_undisturbed(raw, right, tmp_path, 
     process.kill()
     process.wait()
     assert not (folder / "dataset.json").exists()
-    (folder / "train-001.tar.part").write_bytes(b"half a shard")
+    (folder / ".train-001.tar.0123abcd.draft").write_bytes(b"half a shard")
     subprocess.run([sys.executable, "-c", PREPARE, raw, folder], check=True, capture_output=True)
     assert checksums(folder) == checksums(right)
 

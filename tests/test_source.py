@@ -154,7 +154,7 @@ def test_unpacking_goes_on_after_kill(tmp_path):
     process.wait()
     assert len(names_in(folder)) == 50
     done = {name: (folder / name).stat().st_mtime_ns for name in names_in(folder)}
-    (folder / "train/ace of clubs/001.jpg.part").write_bytes(b"half")
+    (folder / "train/ace of clubs/.001.jpg.0123abcd.draft").write_bytes(b"half")
     extract_zip(zip_file, folder)
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
     assert all((folder / name).stat().st_mtime_ns == when for name, when in done.items())

@@ -24,6 +24,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..images import prepare_image
 from ..cards import CLASS_NAMES
+from ..files import whole_file
 from ..settings import AugmentSettings, DataSettings
 from ..render.dataset import render_data_set
 from .shards import Sample, ShardFolder, open_shards, prepare
@@ -95,16 +96,12 @@ def cache_images(
     samples = shards.samples(split, with_excluded=with_excluded)
     file = cache_file(samples, shards.checksum, size, folder)
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-        try:
-            images = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(len(samples), size, size, 3))
+        with whole_file(file) as draft:
+            images = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=(len(samples), size, size, 3))
             for done, sample in enumerate(samples, 1):
                 images[done-1] = prepare_image(shards.read(sample), size)
                 if progress: progress(done, len(samples), f"decoding {split} images to {size} px")
             images.flush()
             del images
-            unfinished.replace(file)
-        finally: unfinished.unlink(missing_ok=True)
     targets = np.array([sample.class_index for sample in samples], dtype=np.int64)
     return CachedImages(np.load(file, mmap_mode="r"), targets, tuple(sample.path for sample in samples))

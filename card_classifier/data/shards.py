@@ -24,6 +24,7 @@ from pathlib import Path
 from ..cards import CLASS_NAMES
 from .audit import Audit, Exclusion, LIMITS, raw_checksum
 from .audit import audit as make_audit
+from ..files import sweep_drafts, write_file
 from .source import NO_SPACE, Progress, RawDataSet, RawImage, SPLITS, hold_folder
 
 # %% ../../nbs/data/02_shards.ipynb #6674674e
@@ -89,18 +90,15 @@ def _write(
     file: Path,               # Gets its name when it is whole
     blocks: Iterable[bytes],  # Its content
 ) -> str:                     # SHA-256 of the content
-    "Write a file so that it is either whole or not there."
-    part, digest = file.with_name(file.name + ".part"), hashlib.sha256()
-    try:
-        with part.open("wb") as target:
-            for block in blocks:
-                digest.update(block)
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    "Write a file whole or not at all."
+    digest = hashlib.sha256()
+
+    def digested() -> Iterator[bytes]:
+        for block in blocks:
+            digest.update(block)
+            yield block
+
+    write_file(file, digested())
     return digest.hexdigest()
 
 # %% ../../nbs/data/02_shards.ipynb #72b512f1
@@ -356,9 +354,10 @@ def _already_prepared(
 
 def _remove_others(folder: Path, names: set[str]):
     "Remove shards of an earlier data set and parts of an interrupted run; nothing else is touched."
+    sweep_drafts(folder)
     for file in folder.iterdir():
-        is_ours = file.name.endswith(".part") or (file.suffix == ".tar" and file.stem.rpartition("-")[0] in SPLITS)
-        if is_ours and file.name not in names:
+        is_shard = file.suffix == ".tar" and file.stem.rpartition("-")[0] in SPLITS
+        if is_shard and file.name not in names:
             file.unlink()
 
 # %% ../../nbs/data/02_shards.ipynb #b878dbbd

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from ..cards import CLASS_NAMES, Card, CardNameError
+from ..files import write_file
 
 # %% ../../nbs/data/00_source.ipynb #8af435ef
 SPLITS = ("train", "valid", "test")
@@ -337,15 +338,9 @@ def _unpack_member(
     target: Path,              # Where to
 ):
     "Unpack one member; it gets its name when it is whole."
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with archive.open(member) as packed, part.open("wb") as unpacked:
-            while block := packed.read(1 << 20):
-                unpacked.write(block)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with archive.open(member) as packed:
+        blocks = iter(partial(packed.read, 1 << 20), b"")
+        write_file(target, blocks, is_durable=False)  # A second call compares checksums
 
 # %% ../../nbs/data/00_source.ipynb #8fdaa31c
 def extract_zip(

@@ -9,9 +9,7 @@ __all__ = ['HEAD_FIGURES', 'RANK_NAMES', 'SUIT_NAMES', 'METRICS_FILE', 'wilson_i
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #58ea77f4
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from ..bundle import softmax
 from ..cards import CARDS, CLASS_NAMES, Card, Rank, Suit
+from ..files import write_file
 
 from card_classifier.evaluation.calibration import (
     check_logits, expected_calibration_error, negative_log_likelihood, reliability_bins,
@@ -179,22 +178,12 @@ def write_metrics(
     folder_or_file:str|Path, # A folder, for `metrics.json` in it, or a file that ends in .json
     metrics:dict,            # Anything JSON can hold; a number that isn't finite is a `ValueError`
 )->Path:                     # The file
-    "Writes metrics as readable JSON, atomically."
+    "Writes metrics as readable JSON, whole or not at all."
     file = Path(folder_or_file)
     if file.suffix != ".json": file = file / METRICS_FILE
     text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[-+.\deE,\s]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]"), text)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644) # mkstemp lets only the owner read
-        os.replace(temporary, file)
-    finally: Path(temporary).unlink(missing_ok=True)
-    return file
+    return write_file(file, text + "\n")
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #63d67962
 def percent_with_interval(

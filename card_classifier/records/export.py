@@ -10,8 +10,6 @@ __all__ = ['EXPORT_ROWS', 'EXPORT_BYTES', 'IMAGE_ROWS', 'EXPORT_COLUMNS', 'EXPOR
 # %% ../../nbs/records/03_export.ipynb #5cf11a8e
 import csv
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ..files import whole_file
 from .database import make_engine, migrate, schema_of, sqlite_path, trouble_word
 from card_classifier.records.schema import (
     RecordsError, SCHEMA,
@@ -137,15 +136,10 @@ def export_records(
         raise RecordsError(f"there is no folder {str(file.absolute().parent)!r}: make it first")
     if file.exists() and not (overwrite and file.is_file()):
         raise RecordsError(f"{str(file)!r} exists: choose another name" + (", or allow overwriting" if file.is_file() else ""))
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    try:
-        with opened(url, is_reader=True) as connection, connection.begin(), EXPORT_WRITERS[file.suffix.lower()](draft, with_images) as write:
-            n_rows = copy_rows(connection, write, since, until, with_images, progress or (lambda *_: None))
-        with draft.open("rb+") as complete: os.fsync(complete.fileno()) # Else a power failure could leave an empty file under the name
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
-    return n_rows
+    writer, progress = EXPORT_WRITERS[file.suffix.lower()], progress or (lambda *_: None)
+    with whole_file(file) as draft:
+        with opened(url, is_reader=True) as connection, connection.begin(), writer(draft, with_images) as write:
+            return copy_rows(connection, write, since, until, with_images, progress)
 
 def copy_rows(
     connection:sa.Connection,                # In a transaction

@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3
 from ..settings import Settings
 from ..data.cache import CachedImages
 from ..data.loaders import seed_everything
-from ..files import write_atomically
+from ..files import write_file
 
 # %% ../../nbs/training/02_callbacks.ipynb #e1be3ff7
 class Bfloat16(Callback):
@@ -111,7 +111,7 @@ def report_progress(
     what:str,     # What is being done, for people
 )->None:
     "Says in the run's folder how far it is."
-    write_atomically(Path(folder)/"progress.json", json.dumps({"done": done, "total": total, "what": what}))
+    write_file(Path(folder)/"progress.json", json.dumps({"done": done, "total": total, "what": what}), is_durable=False)
 
 class ReportProgress(Callback):
     "Reports training progress about twice a second."

@@ -8,7 +8,6 @@ __all__ = ['Checkpoint', 'CheckpointError', 'checkpoint_file', 'save_checkpoint'
 
 # %% ../../nbs/training/01_checkpoints.ipynb #c924da94
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from fastai.callback.core import Callback
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..files import whole_file
 
 
 # %% ../../nbs/training/01_checkpoints.ipynb #d0f44ec5
@@ -55,11 +56,9 @@ def save_checkpoint(
         numbers.append({name: value for name, value in state.items() if not torch.is_tensor(value)})
     facts = {"epoch": checkpoint.epoch, "optimizer": numbers, "hypers": checkpoint.hypers, "history": checkpoint.history}
     file = checkpoint_file(folder, checkpoint.epoch)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, unfinished, {"facts": json.dumps(facts)})
-    with open(unfinished, "rb+") as handle: os.fsync(handle.fileno())
-    unfinished.replace(file)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(file) as draft:
+        save_file(tensors, draft, {"facts": json.dumps(facts)})
     for old in sorted(file.parent.glob("epoch-*.safetensors"))[:-keep]: old.unlink()
     return file
 
