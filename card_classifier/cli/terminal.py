@@ -96,10 +96,12 @@ def print_table(
     "A table on standard output, as wide as it needs to be when it is piped."
     from rich.console import Console
     from rich.table import Table
-    table = Table(*columns, title=title or None, title_justify="left")
+    table = Table(*columns)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console = Console(file=sys.stdout, force_jupyter=False)
     if not sys.stdout.isatty():
         console.width = 200
+    if title:
+        typer.echo(title)
     console.print(table)
