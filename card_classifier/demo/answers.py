@@ -7,14 +7,14 @@ __all__ = ['CERTAIN', 'LIKELY', 'REFUSALS', 'FILLING_FRACTION', 'bars_html', 'co
            'rejected_html', 'welcome_html', 'refusal_text', 'refusal_html', 'needs_outlines', 'Outline', 'outline_of',
            'outlined_html', 'answer_html']
 
-# %% ../../nbs/demo/02_answers.ipynb #f7390b0d
+# %% ../../nbs/demo/02_answers.ipynb #6acbd290
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from ..cards import Card
-from ..geometry import area_of
+from ..geometry import polygon_area
 from .drawing import blank_svg, card_back_svg, card_svg
 from .templates import fill_template, read_table
 
@@ -89,7 +89,7 @@ def refusal_html(
     text = refusal_text(status)
     return fill_template("refusal.html", kind=kind, drawing=blank_svg(), detail=detail if is_explained else "", **text)
 
-# %% ../../nbs/demo/02_answers.ipynb #f0508e40
+# %% ../../nbs/demo/02_answers.ipynb #ebf92da3
 FILLING_FRACTION = 0.3 # Of the photo's area; a card this large needs no outline
 
 def needs_outlines(
@@ -98,7 +98,7 @@ def needs_outlines(
     "Whether it helps to see where they are."
     if len(cards) != 1:
         return bool(cards)
-    return area_of(np.array(cards[0]["corners"])) <= FILLING_FRACTION
+    return polygon_area(np.array(cards[0]["corners"])) <= FILLING_FRACTION
 
 # %% ../../nbs/demo/02_answers.ipynb #a2753814
 @dataclass(frozen=True)
