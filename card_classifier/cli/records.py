@@ -64,7 +64,7 @@ def records_clean(
     record_days:Annotated[float | None, typer.Option(min=0, help="Remove whole records older than this many days")] = None,
 )->None:
     "Applies the retention limits: removes what is too old."
-    from card_classifier.records.export import apply_retention
+    from card_classifier.records.retention import apply_retention
     if image_days is None and record_days is None:
         raise CommandError("say what is too old: --image-days DAYS, --record-days DAYS or both")
     with progress_bars() as report:
