@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIER', 'DETECTOR', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME', 'CORNERS_NAME', 'DETECTOR_STRIDE', 'Ports',
-           'BUNDLE_FORMAT', 'BUNDLE_FILE', 'CLASSIFIER_FILE', 'DETECTOR_FILE', 'PRECISIONS', 'WEIGHT_BITS',
-           'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'CONVERTED_FORMAT', 'CONVERTED_FILES',
+           'PORTS', 'BUNDLE_FORMAT', 'CONVERTED_FORMAT', 'BUNDLE_FILE', 'CLASSIFIER_FILE', 'DETECTOR_FILE',
+           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'CONVERTED_FILES',
            'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax', 'lists_for_tuples',
            'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems', 'network_problems',
            'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle', 'record_from',
@@ -29,7 +29,7 @@ import card_classifier
 from .cards import CARDS, CLASS_NAMES
 from .files import whole_folder, write_file
 
-# %% ../nbs/03_bundle.ipynb #33edf43d
+# %% ../nbs/03_bundle.ipynb #b14df3c7
 CLASSIFIER, DETECTOR = "classifier", "detector"
 INPUT_NAME, LOGITS_NAME, SCORES_NAME, CORNERS_NAME = "images", "logits", "scores", "corners"
 DETECTOR_STRIDE = 8 # Pixels of the detector's image between two places of its grid
@@ -46,7 +46,10 @@ def detector_ports(
 )->Ports:
     "What the detector takes and gives."
     n = size//DETECTOR_STRIDE
-    return [(INPUT_NAME, "uint8", [size, size, 3]), (SCORES_NAME, "float32", [n, n]), (CORNERS_NAME, "float32", [n, n, 4, 2])]
+    scores, corners = [n, n], [n, n, 4, 2]
+    return [(INPUT_NAME, "uint8", [size, size, 3]), (SCORES_NAME, "float32", scores), (CORNERS_NAME, "float32", corners)]
+
+PORTS = {CLASSIFIER: classifier_ports, DETECTOR: detector_ports}
 
 # %% ../nbs/03_bundle.ipynb #b87134dc
 def softmax(
@@ -59,7 +62,7 @@ def softmax(
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 # %% ../nbs/03_bundle.ipynb #6b0fd722
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT, CONVERTED_FORMAT = 3, 2 # What is read, and what can be converted to it
 BUNDLE_FILE = "bundle.json"
 CLASSIFIER_FILE, DETECTOR_FILE = f"{CLASSIFIER}.onnx", f"{DETECTOR}.onnx"
 PRECISIONS = ("f32", "bf16") # `bf16` only where the engine is OpenVINO and the processor does it by itself
@@ -94,7 +97,7 @@ class NetworkInfo:
     def __post_init__(self):
         lists_for_tuples(self)
 
-# %% ../nbs/03_bundle.ipynb #c586a0ad
+# %% ../nbs/03_bundle.ipynb #7d9a57da
 @dataclass(frozen=True)
 class BundleInfo:
     "All that is known about a bundle: the content of `bundle.json`."
@@ -120,6 +123,13 @@ class BundleInfo:
     def detector(self)->NetworkInfo|None: # None without one
         "The network that finds cards in a photo."
         return self.networks.get(DETECTOR)
+
+    def with_network(self,
+        kind:str,        # `classifier` or `detector`
+        **values:object, # Fields of its `NetworkInfo`
+    )->"BundleInfo":
+        "The same description with some values of one network changed."
+        return dataclasses.replace(self, networks={**self.networks, kind: dataclasses.replace(self.networks[kind], **values)})
 
 # %% ../nbs/03_bundle.ipynb #bb0589ee
 class BundleError(ValueError):
@@ -248,8 +258,9 @@ def write_bundle(
             check_place(folder, overwrite)
             for name, content in files.items():
                 (draft / name).write_bytes(content)
-    except FileExistsError as error: # Another process was quicker
-        raise BundleError(f"another bundle lies in {folder}: choose another folder or allow overwriting") from error
+    except FileExistsError:
+        check_place(folder, overwrite) # Another process was quicker
+        raise
     return folder
 
 # %% ../nbs/03_bundle.ipynb #2c7f2f7b
@@ -327,15 +338,13 @@ def add_metrics(
     if network is None:
         info = dataclasses.replace(info, metrics={**info.metrics, **measured})
     elif network in info.networks:
-        changed = dataclasses.replace(info.networks[network], metrics={**info.networks[network].metrics, **measured})
-        info = dataclasses.replace(info, networks={**info.networks, network: changed})
+        info = info.with_network(network, metrics={**info.networks[network].metrics, **measured})
     else:
         raise BundleError(f"{folder} has no {network}: its networks are {' and '.join(info.networks)}")
     write_file(folder / BUNDLE_FILE, bundle_json(info))
     return info
 
-# %% ../nbs/03_bundle.ipynb #9bb2aa37
-CONVERTED_FORMAT = 2
+# %% ../nbs/03_bundle.ipynb #7356fb62
 CONVERTED_FILES = {"model.onnx": CLASSIFIER, "finder.onnx": DETECTOR}
 CLASSIFIER_METRICS = ("gate", "full", "valid", "test", "valid_varied", "robustness") # Measured without the detector
 RUN_NAME = re.compile(r"\d{8}-\d{6}-[\w-]+")
@@ -370,7 +379,7 @@ def converted_detector(
         ancestors=known_ancestors(finder["weights"]), training={name: finder[name] for name in ("weights", "minutes", "data")},
         metrics={"corner_error": finder["corner_error"]})
 
-# %% ../nbs/03_bundle.ipynb #c8cb86dc
+# %% ../nbs/03_bundle.ipynb #ab95b65c
 def converted_info(
     old:dict, # The description in format 2
 )->BundleInfo:
@@ -397,7 +406,11 @@ def convert_bundle(
         return write_bundle(to or folder, converted_info(old), networks, overwrite=to is None)
     except OSError as error:
         raise BundleError(f"{error.filename} can't be read ({error.strerror}): get the bundle again, or check the folder's name") from error
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except BundleError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{file} is not JSON ({error}): get the bundle again") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{file} is wrong ({type(error).__name__}: {error}): export the model again") from error
 
 # %% ../nbs/03_bundle.ipynb #74896f2e
