@@ -55,14 +55,15 @@ def measure_classifier(
 
     from card_classifier.evaluation.metrics import evaluate
     from card_classifier.images import prepare_image
-    samples, size, logits = shards.samples(split), predictor.info.input_size, []
+    samples, size, logits = shards.samples(split), predictor.info.classifier.input_size, []
     for start in range(0, len(samples), BATCH_SIZE):
         batch = samples[start:start + BATCH_SIZE]
         images = [prepare_image(shards.read(sample), size) for sample in batch]
         logits.append(predictor.logits(np.stack(images)))
         report(start + len(batch), len(samples), f"classifier alone, {split}")
     targets, paths = np.array([sample.class_index for sample in samples]), [sample.path for sample in samples]
-    return evaluate(np.concatenate(logits), targets, paths, predictor.info.temperature, shards.leaking(split))
+    temperature = predictor.info.classifier.temperature
+    return evaluate(np.concatenate(logits), targets, paths, temperature, shards.leaking(split))
 
 # %% ../../nbs/cli/05_evaluation.ipynb #4cc70ce5
 def keep_figures(
@@ -72,10 +73,11 @@ def keep_figures(
     classifier:dict, # From `measure_classifier`
 )->None:
     "Writes the figures of one split into a bundle, beside those of other splits. Raises `BundleError`."
-    from card_classifier.bundle import add_metrics, read_bundle
+    from card_classifier.bundle import CLASSIFIER, add_metrics, read_bundle
     from card_classifier.evaluation.metrics import without_tables
     measured = read_bundle(bundle).metrics.get("whole_way", {})
-    add_metrics(bundle, whole_way={**measured, split: without_tables(whole_way)}, **{split: without_tables(classifier)})
+    add_metrics(bundle, whole_way={**measured, split: without_tables(whole_way)})
+    add_metrics(bundle, CLASSIFIER, **{split: without_tables(classifier)})
 
 # %% ../../nbs/cli/05_evaluation.ipynb #ca7baa21
 @app.command("evaluate")
