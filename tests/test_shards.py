@@ -13,7 +13,8 @@ import pytest
 from tiny_data import tiny_files, write_files, write_zip
 
 from card_classifier.data.shards import ShardError, dvc_status, open_shards, prepare
-from card_classifier.data.source import find_source, scan_folder
+from card_classifier.data.layout import scan_folder
+from card_classifier.data.source import find_source
 
 ROOT = Path(__file__).resolve().parent.parent
 N_TRAIN = 40  # of each class: 2,120 training images in three shards
