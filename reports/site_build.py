@@ -96,7 +96,8 @@ def llms_text() -> str:
         lines += ["", f"## {section}", ""] if section else []
         for page in pages:
             title, description = title_and_description(page)
-            lines.append(f"- [{title}]({host}{base}/{output_name(page)}.md): {description}")
+            name = f"{output_name(page)}.md" if page.endswith(".ipynb") else Path(page).with_suffix(".md").as_posix()
+            lines.append(f"- [{title}]({host}{base}/{name}): {description}")
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +125,8 @@ def finish_notebook(file: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             finish_cell(cell)
+    if "widget-view" not in before:
+        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere, and Quarto then loads scripts of other hosts
     if nbformat.writes(notebook) != before:
         nbformat.write(notebook, file)
 
