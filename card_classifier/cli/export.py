@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bundle import read_bundle
 from .data import find_shards
 from .runs import find_bundle, find_run
 from .settings import setting_option
@@ -87,7 +88,7 @@ def export(
     reject_below:RejectOption = None,
 )->None:
     "Copies the bundle of a run, checked, to where it is to be served from."
-    from card_classifier.bundle import CLASSIFIER, DETECTOR, model_version_of, read_bundle, released_folder, write_bundle
+    from card_classifier.bundle import CLASSIFIER, DETECTOR, model_version_of, released_folder, write_bundle
     bundle = find_bundle(run)
     info = read_bundle(bundle)
     contents = {kind: (bundle/network.file).read_bytes() for kind, network in info.networks.items()}
