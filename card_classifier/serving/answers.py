@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CARD_EXAMPLE', 'REQUEST_ID_EXAMPLE', 'REJECTION_EXAMPLE', 'VERSION_EXAMPLE', 'ProblemAnswer', 'may_answer',
-           'Candidate', 'CardAnswer', 'FileAnswer', 'PredictAnswer', 'FeedbackRequest', 'FeedbackAnswer', 'ModelAnswer',
-           'Health']
+           'Candidate', 'CardAnswer', 'FileAnswer', 'PredictAnswer', 'FeedbackRequest', 'FeedbackAnswer', 'Health']
 
 # %% ../../nbs/serving/07_answers.ipynb #a9eed35a
 from typing import Any, Literal
@@ -112,24 +111,7 @@ class FeedbackAnswer(BaseModel):
     index:int = Field(description="Place of the file in its request, from 0")
     card:str = Field(description="Its class name, or `no card`", examples=[CARD_EXAMPLE])
 
-# %% ../../nbs/serving/07_answers.ipynb #579f2a8d
-class ModelAnswer(BaseModel):
-    "What the bundle in service says about itself."
-    name:str
-    model_version:str
-    created:str
-    architecture:str
-    input_size:int
-    temperature:float
-    rejection_threshold:float
-    detector:dict = Field(description="Of the network that finds cards in a photo; empty without one")
-    class_names:list[str]
-    data:dict
-    metrics:dict
-    training:dict
-    code_version:str
-    files:dict[str, str]
-
+# %% ../../nbs/serving/07_answers.ipynb #6a267cb0
 class Health(BaseModel):
     "How the worker is."
     status:Literal["live", "ready"] = Field(description="Whether it runs, or answers")

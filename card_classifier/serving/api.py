@@ -6,10 +6,11 @@
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAGE_TYPES', 'PREDICT_BODY', 'GetService', 'TopK',
            'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of',
            'noted_problem', 'add_problems', 'add_mishaps', 'json_response', 'read_and_answer', 'add_predict',
-           'add_feedback', 'model_answer', 'add_model', 'add_operations', 'make_api']
+           'add_feedback', 'without_paths', 'add_model', 'add_operations', 'make_api']
 
-# %% ../../nbs/serving/08_api.ipynb #4f320f93
+# %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -24,9 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import card_classifier
-from card_classifier.serving.answers import (
-    FeedbackAnswer, FeedbackRequest, Health, ModelAnswer, PredictAnswer, may_answer,
-)
+from ..bundle import BundleInfo
+from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may_answer
 from .bodies import read_files
 from .guard import CLIENT_GONE, KEY_BEARER, KEY_HEADER, Exchange, refuse
 from .problems import Problem, problem_response
@@ -169,29 +169,27 @@ def add_feedback(
         card = keep_feedback(service(), body.request_id, body.index, body.card)
         return json_response({"request_id": body.request_id, "index": body.index, "card": card})
 
-# %% ../../nbs/serving/08_api.ipynb #c16adbd3
-PATH_SETTINGS = ("data.source", "data.folder") # They may be paths
+# %% ../../nbs/serving/08_api.ipynb #18ed881f
+PATH_SETTINGS = ("data.source", "data.folder", "model.start_from")
 
-def model_answer(
-    service:Service,
-)->dict[str, Any]: # By the fields of `ModelAnswer`
-    "What the bundle in service says about itself."
-    said = vars(service.model.info)
-    settings = said["training"].get("settings", {})
-    shown = {name: value for name, value in settings.items() if name not in PATH_SETTINGS}
-    said = said | {"training": {**said["training"], "settings": shown}}
-    return {name: said[name] for name in ModelAnswer.model_fields}
+def without_paths(
+    value:Any, # Of a bundle's description
+)->Any:
+    "The same without the settings that may be paths, at any depth."
+    if isinstance(value, dict):
+        return {name: without_paths(one) for name, one in value.items() if name not in PATH_SETTINGS}
+    return [without_paths(one) for one in value] if isinstance(value, list) else value
 
 def add_model(
     api:FastAPI,
     service:GetService,
 )->None:
     "`GET /v1/model`."
-    @api.get("/v1/model", summary="What model this is", tags=["model"], response_model=ModelAnswer, dependencies=KEYED,
+    @api.get("/v1/model", summary="What model this is", tags=["model"], response_model=BundleInfo, dependencies=KEYED,
              responses=may_answer("unauthorized", "not-ready"))
     def model()->Response:
-        "What the bundle says about itself: classes, measured accuracy with its interval, data and training."
-        return json_response(model_answer(service()))
+        "What the bundle says about itself: its networks, its data, and measured figures with their intervals."
+        return json_response(without_paths(dataclasses.asdict(service().model.info)))
 
 # %% ../../nbs/serving/08_api.ipynb #fd2d3f34
 METRICS_ANSWER = {200: {"content": {"text/plain": {}}}, **may_answer("unauthorized", "not-ready")}

@@ -17,7 +17,7 @@ from ..recognition.predictor import Predictor
 from .telemetry import WorkerMetrics, log
 from ..settings import ServeSettings
 
-# %% ../../nbs/serving/03_model.ipynb #0832c8da
+# %% ../../nbs/serving/03_model.ipynb #d24ad66e
 def bundle_signature(
     folder:Path, # Of a bundle
 )->tuple:        # Another one as soon as any file in it has changed
@@ -32,7 +32,7 @@ def warm_up(
     predictor:Predictor, # Just loaded
 )->Predictor:            # The same
     "Runs the networks a few times, so that the first request isn't slow. Raises `BundleError` if they can't answer."
-    size = predictor.info.input_size
+    size = predictor.info.classifier.input_size
     for n_images in (1, 1, 2):
         predictor.logits(np.full((n_images, size, size, 3), 128, np.uint8))
         predictor.find(np.full((size, size, 3), 128, np.uint8))
