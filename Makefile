@@ -88,7 +88,7 @@ coverage: setup ## Coverage of the exported package, notebooks and pytest togeth
 
 lab: setup ## JupyterLab on nbs/; saved notebooks are cleaned
 	nbdev_trust
-	JUPYTER_CONFIG_PATH=.jupyter jupyter lab --notebook-dir nbs
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" jupyter lab --notebook-dir nbs
 
 docs: setup ## Build the site into _docs/, where Quarto is installed; without it, process and check it
 	python reports/site_build.py
