@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_RATIO_OF_OPPOSITE', 'MAX_RATIO_OF_SIDES', 'polygon_area', 'is_convex', 'is_card_shaped',
-           'clip_polygon', 'intersection_area', 'intersection_over_union', 'intersection_over_minimum', 'homography']
+           'clip_polygon', 'intersection_area', 'intersection_over_union', 'intersection_over_minimum',
+           'counted_over_minimum', 'homography']
 
 # %% ../nbs/05_geometry.ipynb #baeb2270
 import numpy as np
@@ -89,6 +90,23 @@ def intersection_over_minimum(
     "The shared area over that of the smaller one."
     smaller = min(abs(polygon_area(first)), abs(polygon_area(second)))
     return intersection_area(first, second)/smaller if smaller > 0 else 0.0
+
+# %% ../nbs/05_geometry.ipynb #f318eccb
+def counted_over_minimum(
+    first:np.ndarray,  # Corners of a convex quadrilateral, clockwise, shape (4, 2)
+    second:np.ndarray, # Of another
+    n:int=40,          # Points of the grid on each side
+)->float:              # From 0 to 1
+    "`intersection_over_minimum`, estimated by counting points of a grid around both."
+    low, high = np.minimum(first.min(0), second.min(0)), np.maximum(first.max(0), second.max(0))
+    points = np.stack(np.meshgrid(*np.linspace(low, high, n).T), axis=-1)[:, :, None]
+
+    def is_inside(corners:np.ndarray)->np.ndarray:
+        sides, ways = np.roll(corners, -1, axis=0) - corners, points - corners
+        return (sides[:, 0]*ways[..., 1] - sides[:, 1]*ways[..., 0] >= 0).all(-1)
+
+    in_first, in_second = is_inside(first), is_inside(second)
+    return float((in_first & in_second).sum()/max(1, min(in_first.sum(), in_second.sum())))
 
 # %% ../nbs/05_geometry.ipynb #4ea77880
 def homography(

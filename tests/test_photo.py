@@ -31,8 +31,6 @@ def scene(seed, names, table="felt", height=900, width=1200, **more):
     return render_scene([Card.parse(name) for name in names], random_style(12), np.random.default_rng(seed), height, width, table_kind=table, tilt=0.5, **more)
 
 
-
-
 def jpeg(image, orientation=None):
     buffer, exif = io.BytesIO(), Image.Exif()
     if orientation: exif[0x0112] = orientation

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..images import fit_into_square
-from ..geometry import intersection_over_minimum, is_card_shaped, polygon_area
+from ..geometry import counted_over_minimum, is_card_shaped, polygon_area
 
 # %% ../../nbs/recognition/01_detection.ipynb #4e80d91f
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def is_same_card(
 )->bool:
     "Whether two answers are about one card, or one about a part of it."
     is_alike = min(first.area, second.area) >= ALIKE*max(first.area, second.area)
-    return intersection_over_minimum(first.corners, second.corners) >= (MAX_OVERLAP_ALIKE if is_alike else MAX_OVERLAP)
+    return counted_over_minimum(first.corners, second.corners) >= (MAX_OVERLAP_ALIKE if is_alike else MAX_OVERLAP)
 
 def surest(
     cards:list[FoundCard], # Perhaps some of them twice
