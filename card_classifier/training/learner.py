@@ -6,7 +6,7 @@
 __all__ = ['choose_device', 'computes_bf16', 'choose_precision', 'Task', 'build_learner', 'restore', 'train', 'final_network',
            'plot_history']
 
-# %% ../../nbs/training/03_learner.ipynb #f8dfc02d
+# %% ../../nbs/training/03_learner.ipynb #4642241b
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..data.loaders import seed_everything
-from ..evaluation.plots import new_figure, tidy
+from ..evaluation.plots import new_figure, style_axis
 from ..machine import available_cpus
 from ..settings import Settings, SettingsError
 from card_classifier.training.callbacks import (
@@ -220,7 +220,7 @@ def final_network(
     "The network to evaluate and ship: the averaged weights where there are some."
     return (learner.averaged.module if hasattr(learner, "averaged") else learner.model).eval()
 
-# %% ../../nbs/training/03_learner.ipynb #3283fdf6
+# %% ../../nbs/training/03_learner.ipynb #6556f8d0
 def plot_history(
     task:Task,          # Whose metric it was
     history:list[dict], # From `train`, at least one row
@@ -232,9 +232,9 @@ def plot_history(
     for name, label in (("train_loss", "training"), ("valid_loss", "validation")):
         left.plot(epochs, [row[name] for row in history], marker=".", label=label)
     left.legend()
-    tidy(left, "Loss")
+    style_axis(left, "Loss")
     right.plot(epochs, [100*row[task.metric.__name__] for row in history], marker=".", color="tab:green")
-    tidy(right, f"{task.metric_title}, %")
+    style_axis(right, f"{task.metric_title}, %")
     for axis in (left, right):
         axis.set_xlabel("epoch")
     return figure
