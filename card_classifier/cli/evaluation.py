@@ -40,10 +40,10 @@ def evaluate_command(
     samples, logits = shards.samples(split), []
     with progress_bars() as report:
         for start in range(0, len(samples), 32):
-            batch = np.stack([prepare_image(shards.read(sample), info.input_size) for sample in samples[start:start + 32]])
+            batch = np.stack([prepare_image(shards.read(sample), info.classifier.input_size) for sample in samples[start:start + 32]])
             logits.append(predictor.logits(batch))
             report(min(start + 32, len(samples)), len(samples), f"classifying {split}")
-    metrics = evaluate(np.concatenate(logits), np.array([sample.class_index for sample in samples]), [sample.path for sample in samples], info.temperature, shards.leaking(split))
+    metrics = evaluate(np.concatenate(logits), np.array([sample.class_index for sample in samples]), [sample.path for sample in samples], info.classifier.temperature, shards.leaking(split))
     folder = Path(to) if to else (find_checkout() or Path.cwd())/"outputs"/"evaluations"/f"{info.name}-{split}"
     folder.mkdir(parents=True, exist_ok=True)
     write_metrics(folder/"metrics.json", {"bundle": info.name, "model_version": info.model_version, "split": split, "data": {"name": shards.name, "kind": shards.kind, "checksum": shards.checksum}, split: metrics})
