@@ -6,7 +6,7 @@
 __all__ = ['choose_device', 'computes_bf16', 'choose_precision', 'Task', 'build_learner', 'restore', 'train', 'final_network',
            'plot_history']
 
-# %% ../../nbs/training/03_learner.ipynb #4642241b
+# %% ../../nbs/training/03_learner.ipynb #481c669a
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from fastcore.basics import patch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from ..bundle import NetworkInfo
 from ..data.loaders import seed_everything
 from ..evaluation.plots import new_figure, style_axis
 from ..machine import available_cpus
@@ -34,6 +35,7 @@ from card_classifier.training.callbacks import (
 from card_classifier.training.checkpoints import (
     Checkpoint, KeepCheckpoints, latest_checkpoint, save_checkpoint, start_from_runs,
 )
+from .export import Parity
 from .networks import Weights, backbone_and_head
 
 # %% ../../nbs/training/03_learner.ipynb #4d72a4b8
@@ -113,7 +115,7 @@ def start(self:Task)->tuple[nn.Module, Weights]:
         weights = start_from_runs(network, self.root/"outputs", self.settings.model.start_from)
     return network, weights
 
-# %% ../../nbs/training/03_learner.ipynb #83c1f93c
+# %% ../../nbs/training/03_learner.ipynb #47da42cc
 @patch
 def describe_data(self:Task)->dict:
     "Name, kind, checksum and counts of what the network learns from."
@@ -125,13 +127,24 @@ def judge(self:Task, network:nn.Module)->dict[str, dict]:
     raise NotImplementedError
 
 @patch
-def judge_finally(self:Task, network:nn.Module)->dict[str, dict]:
-    "What is measured on data that no choice may see."
+def judge_finally(self:Task, network:nn.Module, metrics:dict)->dict[str, dict]:
+    "What is measured on data that no choice may see, with what `judge` has fitted."
     raise NotImplementedError
 
 @patch
 def rows(self:Task, metrics:dict)->list[tuple[str, str]]:
-    "The main figures of a run's metrics, in words."
+    "The main figures of a run, in words, for a terminal."
+    raise NotImplementedError
+
+@patch
+def tables(self:Task, metrics:dict)->dict[str, list[tuple[str, str]]]:
+    "All figures of a run, in words, by what they were measured on."
+    raise NotImplementedError
+
+# %% ../../nbs/training/03_learner.ipynb #5967554c
+@patch
+def plot_batch(self:Task, loader:DataLoader)->Any:
+    "A matplotlib figure of what the network sees in training."
     raise NotImplementedError
 
 @patch
@@ -140,8 +153,13 @@ def figures(self:Task, network:nn.Module, metrics:dict)->dict[str, Any]:
     raise NotImplementedError
 
 @patch
-def export(self:Task, network:nn.Module, metrics:dict, record:dict)->tuple[Any, bytes]:
-    "`NetworkInfo` and file of the network as it goes into a bundle, checked against the one in PyTorch; `record` says where it came from."
+def export(self:Task, network:nn.Module, metrics:dict, record:dict)->tuple[NetworkInfo, bytes]:
+    "Description and ONNX file of the network for a bundle; `record` says where it came from."
+    raise NotImplementedError
+
+@patch
+def check_bundle(self:Task, network:nn.Module, bundle:Path)->Parity:
+    "How the bundle's answers compare with the network's. Raises `ExportError` where they differ."
     raise NotImplementedError
 
 # %% ../../nbs/training/03_learner.ipynb #f25adae6
