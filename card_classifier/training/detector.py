@@ -9,10 +9,9 @@ __all__ = ['UNIT', 'N_NUMBERS', 'MIN_VISIBLE', 'MIN_IGNORED', 'STRETCHED', 'N_UN
            'into_square', 'SceneLoader', 'find_peaks', 'scene_row', 'Detector', 'plot_scenes', 'answers_on',
            'ScoresAndCorners']
 
-# %% ../../nbs/training/07_detector.ipynb #b8fb908b
+# %% ../../nbs/training/07_detector.ipynb #51a651c2
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -323,12 +322,14 @@ def scene_row(
     n_ignored = int((~is_wanted & (matches >= 0)).sum())
     return photo_row(f"scene {index}", matches[is_wanted], is_found[is_wanted], len(scores) - n_ignored)
 
-# %% ../../nbs/training/07_detector.ipynb #08b7872a
+# %% ../../nbs/training/07_detector.ipynb #58f6e071
 class Detector(Task):
     "Where in a photograph cards lie."
     name = DETECTOR
     metric, metric_title = staticmethod(corner_error), "Corners off on valid, fraction of the diagonal"
     objective, is_larger_better = ("valid", "corner_error"), False
+    photographs = ("found",)
+    what_next = "card-classifier export CLASSIFIER_RUN --detector {run}"
 
     def __init__(self,
         settings:Settings, # Of the run
@@ -436,9 +437,9 @@ def judge(self:Detector, network:nn.Module)->dict[str, dict]:
 def judge_finally(self:Detector, network:nn.Module, metrics:dict)->dict[str, dict]:
     return {}
 
-# %% ../../nbs/training/07_detector.ipynb #600ac7e0
-@patch
-def rows(self:Detector, metrics:dict)->list[tuple[str, str]]:
+# %% ../../nbs/training/07_detector.ipynb #82e43166
+@patch(cls_method=True)
+def rows(cls:Detector, metrics:dict)->list[tuple[str, str]]:
     valid = metrics["valid"]
     return [
         ("corners off on scenes, of the diagonal", f"{100*valid['corner_error']:.2f} %"),

@@ -67,7 +67,7 @@ def choose_precision(
         return settings.train.precision
     return "bf16" if computes_bf16(device) else "fp32"
 
-# %% ../../nbs/training/03_learner.ipynb #9598a37e
+# %% ../../nbs/training/03_learner.ipynb #6a62cce4
 class Task:
     "One network's work: what it learns from, what counts as wrong, how it is judged and shipped."
     name = ""              # Of the network in a bundle, and in `model.task`
@@ -75,6 +75,8 @@ class Task:
     metric_title = ""      # What it measures, for a plot
     objective = ("", "")   # The figure by which runs are compared: part and name in `metrics.json`
     is_larger_better = True # Of the objective
+    photographs = ()       # Which of `figures` hold photographs, better kept as JPEG
+    what_next = ""         # What to type after a run, `{run}` being its name
 
     def __init__(self,
         settings:Settings,  # Of the run
@@ -115,7 +117,7 @@ def start(self:Task)->tuple[nn.Module, Weights]:
         weights = start_from_runs(network, self.root/"outputs", self.settings.model.start_from)
     return network, weights
 
-# %% ../../nbs/training/03_learner.ipynb #47da42cc
+# %% ../../nbs/training/03_learner.ipynb #b63e41ab
 @patch
 def describe_data(self:Task)->dict:
     "Name, kind, checksum and counts of what the network learns from."
@@ -131,8 +133,8 @@ def judge_finally(self:Task, network:nn.Module, metrics:dict)->dict[str, dict]:
     "What is measured on data that no choice may see, with what `judge` has fitted."
     raise NotImplementedError
 
-@patch
-def rows(self:Task, metrics:dict)->list[tuple[str, str]]:
+@patch(cls_method=True)
+def rows(cls:Task, metrics:dict)->list[tuple[str, str]]:
     "The main figures of a run, in words, for a terminal."
     raise NotImplementedError
 
@@ -141,7 +143,7 @@ def tables(self:Task, metrics:dict)->dict[str, list[tuple[str, str]]]:
     "All figures of a run, in words, by what they were measured on."
     raise NotImplementedError
 
-# %% ../../nbs/training/03_learner.ipynb #5967554c
+# %% ../../nbs/training/03_learner.ipynb #9fb53f8c
 @patch
 def plot_batch(self:Task, loader:DataLoader)->Any:
     "A matplotlib figure of what the network sees in training."
@@ -156,6 +158,11 @@ def figures(self:Task, network:nn.Module, metrics:dict)->dict[str, Any]:
 def export(self:Task, network:nn.Module, metrics:dict, record:dict)->tuple[NetworkInfo, bytes]:
     "Description and ONNX file of the network for a bundle; `record` says where it came from."
     raise NotImplementedError
+
+@patch
+def example(self:Task)->tuple[str, bytes]|None:
+    "Name and JPEG of an evaluation image to try the bundle on, if there is one."
+    return None
 
 @patch
 def check_bundle(self:Task, network:nn.Module, bundle:Path)->Parity:
