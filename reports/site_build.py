@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PROCESSED = ROOT / "_proc"
 REPOSITORY = "https://github.com/card-classifier/card_classifier/blob/main/"
-RECORDED_FIGURES = {  # Executed runs are left as they were; their figures are known by the names under which a run keeps them
+RECORDED_FIGURES = {  # Executed runs are left as they were; a run keeps its figures under these names
     "training-scenes": "Composed scenes as the detector sees them in training",
     "training-batch": "A training batch of the classifier, each image with its label",
     "learning-curves": "Loss and validation accuracy over the epochs",
@@ -113,7 +113,8 @@ def llms_text() -> str:
 
 def finish_signature(text: str) -> str:
     "A documented signature without Markdown marks in its comments, which code shows as they are."
-    return re.sub(r"(?<=```python\n)(.*?)(?=\n```)", lambda match: match[0].replace("`", "'"), text, count=1, flags=re.DOTALL)
+    signature = re.compile(r"(?<=```python\n)(.*?)(?=\n```)", re.DOTALL)
+    return signature.sub(lambda match: match[0].replace("`", "'"), text, count=1)
 
 
 def finish_links(text: str) -> str:
@@ -126,8 +127,10 @@ def finish_cell(cell: nbformat.NotebookNode) -> None:
     quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
     cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
     for output in cell.get("outputs", []):
-        kept = [about["alt"] for about in output.get("metadata", {}).values() if isinstance(about, dict) and "alt" in about]
-        kept += [text for name, text in RECORDED_FIGURES.items() if "keep(" in cell.source and f'"{name}"' in cell.source]
+        about = [one for one in output.get("metadata", {}).values() if isinstance(one, dict)]
+        kept = [one["alt"] for one in about if "alt" in one]
+        if "keep(" in cell.source:
+            kept += [text for name, text in RECORDED_FIGURES.items() if f'"{name}"' in cell.source]
         if kept and "fig-alt" not in cell.source:
             cell.source = f"#| fig-alt: {json.dumps(kept[0], ensure_ascii=False)}\n{cell.source}"
         if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
@@ -144,7 +147,7 @@ def finish_notebook(file: Path) -> None:
         if cell.cell_type == "code":
             finish_cell(cell)
     if "widget-view" not in before:
-        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere, and Quarto then loads scripts of other hosts
+        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere; Quarto then loads scripts of other hosts
     if nbformat.writes(notebook) != before:
         nbformat.write(notebook, file)
 
@@ -172,6 +175,6 @@ if __name__ == "__main__":
     if shutil.which("quarto") is None:
         print(f"processed into {PROCESSED.name}/; Quarto is not installed, so no HTML was made: https://quarto.org")
         sys.exit()
-    os.utime(ROOT / "README.md")  # nbdev would make it anew from an index that is younger; ours comes from `make readme`
+    os.utime(ROOT / "README.md")  # nbdev makes it anew from an index that is younger; ours comes from `make readme`
     subprocess.run(["nbdev_docs"], cwd=ROOT, check=True)
     print("the site lies in _docs/: open _docs/index.html")
