@@ -88,7 +88,7 @@ ENV PATH=/opt/card-classifier/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 \
 # hadolint ignore=DL3003
 RUN cd /opt/card-classifier/lib/python3.*/site-packages \
  && python3 -m compileall -q alembic anyio card_classifier fastapi h11 httptools prometheus_client psycopg pydantic python_multipart sqlalchemy/dialects/postgresql sqlalchemy/dialects/sqlite starlette uvicorn \
- && python3 -c "import gradio, card_classifier.cli, card_classifier.serving.api, card_classifier.demo.app; from card_classifier.recognition.predictor import Predictor; Predictor()" \
+ && python3 -c "import gradio, card_classifier.cli.main, card_classifier.serving.api, card_classifier.demo.app; from card_classifier.recognition.predictor import Predictor; Predictor()" \
  && install -d -o 10001 -g 10001 /data \
  && find / -xdev -type d -perm -o+w ! -path /tmp -exec chmod o-w {} + \
  && rm -rf /tmp/*

@@ -15,10 +15,10 @@ from PIL import Image, ImageEnhance
 from tiny_data import tiny_files, write_files
 
 from card_classifier.cards import Card
-from card_classifier.data.audit import CANDIDATE_CORRELATION, _normalised, _proposals, audit, correlation, patch_gap
+from card_classifier.data.audit import CANDIDATE_CORRELATION, audit, candidate_pairs, correlation, normalised, patch_gap
 from card_classifier.render.faces import render_face
 from card_classifier.render.styles import random_style
-from card_classifier.data.source import scan_folder
+from card_classifier.data.layout import scan_folder
 
 
 def card(name: str, seed: int = 3, size: int = 224) -> Image.Image:
@@ -135,14 +135,14 @@ def test_no_pair_is_lost_between_blocks():
     greys[65], greys[33] = greys[2], greys[31, ::-1]
     expected = {(2, 65, False), (31, 33, True)}
     for block in (1, 7, 64, 1024):
-        assert set(_proposals(greys, None, block)) == expected
-    assert (_normalised(greys) @ _normalised(greys).T > CANDIDATE_CORRELATION).sum() == 70 + 2
+        assert set(candidate_pairs(greys, None, block)) == expected
+    assert (normalised(greys) @ normalised(greys).T > CANDIDATE_CORRELATION).sum() == 70 + 2
 
 
 def test_threads_and_processors_do_not_change_the_result(tmp_path):
     write_files(tmp_path, tiny_files(2) | {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of hearts/900.jpg": DISGUISES["cropped"]})
-    code = ("import json, sys; from card_classifier.data.source import scan_folder; from card_classifier.data.audit import audit\n"
-            "print(json.dumps(audit(scan_folder(sys.argv[1])).to_dict()))")
+    code = ("import json, sys; from card_classifier.data.layout import scan_folder; from card_classifier.data.audit import audit, audit_to_dict\n"
+            "print(json.dumps(audit_to_dict(audit(scan_folder(sys.argv[1])))))")
     results = []
     for extra in ({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": "4"}, {"OPENBLAS_CORETYPE": "Haswell"}):
         done = subprocess.run([sys.executable, "-c", code, tmp_path], env=os.environ | extra, capture_output=True, text=True, check=True)

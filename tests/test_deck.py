@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from card_classifier.cards import CARDS, Card
+from card_classifier.files import STALE_SECONDS
 from card_classifier.render.dataset import DATA_SET_FILE, DeckError, render_data_set
 from card_classifier.render.faces import render_back, render_face
 from card_classifier.render.photograph import POSES, photograph, pose
@@ -74,9 +75,9 @@ def test_goes_on_after_a_kill(rendered, tmp_path):
     n_there = sum(1 for _ in folder.rglob("*.jpg"))
     assert 20 <= n_there < 53*3, "the kill came too late to show anything"
     assert not json.loads((folder/DATA_SET_FILE).read_text())["is_complete"]
-    for path in (*folder.glob("*.part"), folder/"0.part"): # What the kill left behind, an hour later
+    for path in (folder/".cards.csv.0123abcd.draft", folder/"train"/"joker"/".001.jpg.0123abcd.draft"): # What a kill leaves
         path.write_bytes(b"half a picture")
-        os.utime(path, (time.time() - 3600,)*2)
+        os.utime(path, (time.time() - 2*STALE_SECONDS,)*2) # Where there are no locks, their age tells
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
     render_data_set(folder, COUNTS, seed=5, size=SIZE)
     assert checksums(folder) == checksums(rendered)

@@ -14,6 +14,7 @@ from card_classifier.render.scenes import render_scene
 from card_classifier.recognition.detection import MAX_CARDS, cards_in, find_cards
 from card_classifier.recognition.engine import ENGINES
 from card_classifier.recognition.predictor import Predictor
+from card_classifier.geometry import intersection_over_union
 from card_classifier.images import fit_into_square, straighten
 
 NAMES = ("ace of spades", "seven of diamonds", "king of hearts", "ten of clubs", "queen of spades")
@@ -28,11 +29,6 @@ def released():
 
 def scene(seed, names, table="felt", height=900, width=1200, **more):
     return render_scene([Card.parse(name) for name in names], random_style(12), np.random.default_rng(seed), height, width, table_kind=table, tilt=0.5, **more)
-
-
-def overlap(first, second):
-    shared, _ = cv2.intersectConvexConvex(np.float32(first), np.float32(second))
-    return shared / (cv2.contourArea(np.float32(first)) + cv2.contourArea(np.float32(second)) - shared)
 
 
 def jpeg(image, orientation=None):
@@ -50,7 +46,7 @@ def test_every_card_is_found_where_it_lies_and_read(released):
         places = [(card, np.array(card.corners) * (1200, 900)) for card in answer.cards if card.corners and not card.is_rejected]
         for card, corners in zip(photo.cards, photo.corners, strict=True):
             total += 1
-            right += any(overlap(corners, place) > 0.6 and said.card == card for said, place in places)
+            right += any(intersection_over_union(corners, place) > 0.6 and said.card == card for said, place in places)
     assert right >= 0.8 * total, f"{right} of {total}"
 
 
@@ -141,5 +137,5 @@ def test_a_small_card_is_found_at_the_second_look(released):
         far = np.full((2700, 3600, 3), 120, np.uint8)
         far[900:1800, 1200:2400] = near.image
         places = [np.array(card.corners) * (3600, 2700) - (1200, 900) for card in released.predict(far).cards if card.corners and not card.is_rejected]
-        n_found += sum(any(overlap(corners, place) > 0.5 for place in places) for corners in near.corners)
+        n_found += sum(any(intersection_over_union(corners, place) > 0.5 for place in places) for corners in near.corners)
     assert n_found >= 6, f"{n_found} of 8"

@@ -34,16 +34,29 @@ from record_victims import make_record
 from card_classifier.cards import CLASS_NAMES
 from card_classifier.records import database
 from card_classifier.records import export as export_module
+from card_classifier.records import queue as queue_module
+from card_classifier.records import retention as retention_module
 from card_classifier.records import writer as writer_module
-from card_classifier.records.database import MIGRATIONS, database_url, migrate, schema_of
-from card_classifier.records.schema import NewerSchemaError, metadata
-from card_classifier.records.database import make_engine
-from card_classifier.records.export import EXPORT_COLUMNS, apply_retention, count_records, export_records, opened
+from card_classifier.records.database import MIGRATIONS, database_url, make_engine, migrate, schema_of
+from card_classifier.records.export import EXPORT_COLUMNS, count_records, export_records, opened
+from card_classifier.records.retention import apply_retention
 from card_classifier.records.schema import (
-    Record, RecordsAwayError, RecordsError, UnknownRequestError, feedback, image_statistics, images, pack_logits,
-    predictions, unpack_logits,
+    NO_CARD,
+    NewerSchemaError,
+    Record,
+    RecordsAwayError,
+    RecordsError,
+    UnknownRequestError,
+    feedback,
+    image_statistics,
+    images,
+    metadata,
+    pack_logits,
+    predictions,
+    unpack_logits,
 )
-from card_classifier.records.writer import NO_CARD, Records
+from card_classifier.records.statements import write_records
+from card_classifier.records.writer import Records
 
 ROOT = Path(__file__).resolve().parent.parent
 EACH = ("sqlite", "postgresql")
@@ -126,7 +139,7 @@ def test_images_are_kept_only_when_asked_for(url):
 
 
 def test_memory_for_images_is_bounded(url, monkeypatch):
-    monkeypatch.setattr(writer_module, "WAITING_BYTES", 1000)
+    monkeypatch.setattr(queue_module, "WAITING_BYTES", 1000)
     with Records(url, keep_images=True) as records, held(url):
         assert [records.add(make_record(image=bytes(400))) for _ in range(5)] == [True] * 5
         assert records.counts().images_lost == 3
@@ -251,7 +264,6 @@ def test_a_second_revision_keeps_what_is_there(url, monkeypatch, tmp_path):
         release.setattr(database, "MIGRATIONS", later)
         for module in (database, export_module):
             release.setattr(module, "SCHEMA", "0002")
-        release.setattr(migrate, "__defaults__", ("0002",))
         assert count_records(url).records == 1  # reading brings it up to date too
         with Records(url) as records:
             assert records.add_and_wait(make_record()).result(30)
@@ -819,7 +831,7 @@ def test_an_export_needs_little_memory(tmp_path, monkeypatch):
     with make_engine(url).connect() as connection:
         migrate(connection)
         for _ in range(4):
-            writer_module.write_records(connection, [make_record() for _ in range(1000)])
+            write_records(connection, [make_record() for _ in range(1000)])
     export_records(url, tmp_path / "first.csv", until=datetime(2026, 1, 1, tzinfo=UTC))  # imports what it needs
     tracemalloc.start()
     assert export_records(url, tmp_path / "all.csv") == 4000
@@ -881,7 +893,7 @@ def test_reading_while_the_service_writes(url, tmp_path):
 
 
 def test_retention(url, monkeypatch):
-    monkeypatch.setattr(export_module, "DELETE_ROWS", 10)
+    monkeypatch.setattr(retention_module, "DELETE_ROWS", 10)
     made = many(url, 100, image=bytes(2000))
     with Records(url) as records:
         for one in (made[0], made[99]):
@@ -902,7 +914,7 @@ def test_retention(url, monkeypatch):
 
 
 def test_retention_while_the_service_writes(url, monkeypatch):
-    monkeypatch.setattr(export_module, "DELETE_ROWS", 20)
+    monkeypatch.setattr(retention_module, "DELETE_ROWS", 20)
     many(url, 400)
     with Records(url, flush_seconds=0.01) as records:
         is_over = threading.Event()

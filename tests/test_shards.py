@@ -13,7 +13,8 @@ import pytest
 from tiny_data import tiny_files, write_files, write_zip
 
 from card_classifier.data.shards import ShardError, dvc_status, open_shards, prepare
-from card_classifier.data.source import find_source, scan_folder
+from card_classifier.data.layout import scan_folder
+from card_classifier.data.source import find_source
 
 ROOT = Path(__file__).resolve().parent.parent
 N_TRAIN = 40  # of each class: 2,120 training images in three shards
@@ -161,7 +162,7 @@ def test_kill_in_the_middle_then_again_equals_undisturbed(raw, right, tmp_path, 
     process.kill()
     process.wait()
     assert not (folder / "dataset.json").exists()
-    (folder / "train-001.tar.part").write_bytes(b"half a shard")
+    (folder / ".train-001.tar.0123abcd.draft").write_bytes(b"half a shard")
     subprocess.run([sys.executable, "-c", PREPARE, raw, folder], check=True, capture_output=True)
     assert checksums(folder) == checksums(right)
 

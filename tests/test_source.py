@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tiny_data import noise_jpeg, tiny_files, write_files, write_zip
 
 from card_classifier.cards import CLASS_NAMES
-from card_classifier.data.source import SourceError, extract_zip, find_source, scan_folder
+from card_classifier.data.layout import SourceError, scan_folder
+from card_classifier.data.source import extract_zip, find_source
 
 FILES = tiny_files()
 
@@ -154,7 +155,7 @@ def test_unpacking_goes_on_after_kill(tmp_path):
     process.wait()
     assert len(names_in(folder)) == 50
     done = {name: (folder / name).stat().st_mtime_ns for name in names_in(folder)}
-    (folder / "train/ace of clubs/001.jpg.part").write_bytes(b"half")
+    (folder / "train/ace of clubs/.001.jpg.0123abcd.draft").write_bytes(b"half")
     extract_zip(zip_file, folder)
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
     assert all((folder / name).stat().st_mtime_ns == when for name, when in done.items())
@@ -255,7 +256,7 @@ def test_without_a_network_kaggle_fails_in_one_line(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "CARD_CLASSIFIER_DATA"}
     environment |= {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": "",
                     "KAGGLEHUB_CACHE": str(tmp_path)}
-    code = ("from card_classifier.data.source import SourceError, find_source\n"
+    code = ("from card_classifier.data.layout import SourceError\nfrom card_classifier.data.source import find_source\n"
             "try: find_source()\nexcept SourceError as error: print(error)")
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)

@@ -15,7 +15,7 @@ import typer
 from card_classifier.settings import (
     checkout,
 )
-from .evaluation import evaluation_shards
+from .data import find_shards
 from .runs import find_bundle, find_run
 from .terminal import CommandError, app, one_line_errors, print_table
 
@@ -29,7 +29,7 @@ def quicker(
     "The quicker form of a network that passed the gate. Raises `CommandError` without the data it was trained on, `ExportError` if it isn't good enough."
     from card_classifier.recognition.engine import ENGINES, classifier_ports, open_network
     from card_classifier.training.quantize import quicker_form
-    shards = evaluation_shards("", info.data.get("checksum", ""))
+    shards = find_shards("", info.data.get("checksum", ""))
     if shards.checksum != info.data.get("checksum"): raise CommandError(f"a quicker form is set and judged on the data that the network was trained on ({info.data.get('name')}), and they are not here: card-classifier data prepare")
     def open_file(file, precision): return open_network(file, classifier_ports(info.input_size), engine=ENGINES[0], precision=precision)
     info, content, comparison = quicker_form(info, content, shards, open_file, ENGINES[0], int8, bf16)

@@ -14,11 +14,13 @@ from .terminal import app
 
 # %% ../../nbs/cli/10_main.ipynb #67e77076
 GROUPS = ("settings", "data", "training", "evaluation", "export", "prediction", "serving", "records")
-for group in GROUPS: import_module(f"card_classifier.cli.{group}")
+
+for group in GROUPS:
+    import_module(f"card_classifier.cli.{group}")
 
 # %% ../../nbs/cli/10_main.ipynb #8779cade
 @app.command()
-def version():
+def version()->None:
     "Prints the version of the package."
     from card_classifier import __version__
     typer.echo(__version__)

@@ -36,6 +36,7 @@ from starlette.responses import JSONResponse, Response
 
 import card_classifier
 from ..bundle import BundleInfo
+from ..files import write_file
 from ..images import image_format
 from ..cards import CLASS_NAMES, Card
 from card_classifier.demo.pages import (
@@ -164,10 +165,7 @@ class Uploads:
         ending = (image_format(content) or "bin").lower()
         path = self.folder / hashlib.sha256(content).hexdigest() / f"photo.{ending}"
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        draft = self.folder / f"{secrets.token_hex(8)}.part"
-        draft.write_bytes(content)
-        draft.replace(path)
-        return path
+        return write_file(path, content, is_durable=False)
 
     def find(self, path:object)->Path: # Resolved
         "The upload that a request names. Raises `UploadGoneError` for everything else in the world."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..images import fit_into_square
-from ..geometry import area_of, is_card_shaped, overlap
+from ..geometry import counted_over_minimum, is_card_shaped, polygon_area
 
 # %% ../../nbs/recognition/01_detection.ipynb #4e80d91f
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class FoundCard:
     @property
     def area(self)->float:
         "In square pixels."
-        return area_of(self.corners)
+        return polygon_area(self.corners)
 
 # %% ../../nbs/recognition/01_detection.ipynb #585ff65d
 MAX_OVERLAP = 0.55       # Of two places that share more than this of the smaller one, the surer is the card
@@ -39,7 +39,7 @@ def is_same_card(
 )->bool:
     "Whether two answers are about one card, or one about a part of it."
     is_alike = min(first.area, second.area) >= ALIKE*max(first.area, second.area)
-    return overlap(first.corners, second.corners) >= (MAX_OVERLAP_ALIKE if is_alike else MAX_OVERLAP)
+    return counted_over_minimum(first.corners, second.corners) >= (MAX_OVERLAP_ALIKE if is_alike else MAX_OVERLAP)
 
 def surest(
     cards:list[FoundCard], # Perhaps some of them twice

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FACE_PIXELS', 'GROUNDS', 'Box', 'LAYOUTS', 'FORMATS', 'MIN_WITH_INDEX', 'INDEX', 'Scene', 'camera', 'project',
-           'place_cards', 'overlap', 'render_scene', 'visible_shares', 'Deck', 'rendered_deck', 'fills_its_picture',
-           'cut_out', 'photographed_deck', 'some_colour', 'leaves', 'clouds', 'stripes', 'two_grounds', 'ground',
-           'some_box', 'write', 'landscape', 'creature', 'decorate', 'rectangle_thing', 'quad_at', 'lay_thing',
-           'slide_under', 'cover_card', 'lay_out', 'visible_share', 'index_share', 'tells_its_card', 'TableScene',
-           'compose', 'dim', 'draw_corners', 'square']
+           'place_cards', 'render_scene', 'visible_shares', 'Deck', 'rendered_deck', 'fills_its_picture', 'cut_out',
+           'photographed_deck', 'some_colour', 'leaves', 'clouds', 'stripes', 'two_grounds', 'ground', 'some_box',
+           'write', 'landscape', 'creature', 'decorate', 'rectangle_thing', 'quad_at', 'lay_thing', 'slide_under',
+           'cover_card', 'lay_out', 'visible_share', 'index_share', 'tells_its_card', 'TableScene', 'compose', 'dim',
+           'draw_corners', 'square']
 
 # %% ../../nbs/render/03_scenes.ipynb #62e17bfb
 import math
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from ..cards import CARDS
+from ..geometry import intersection_over_minimum
 from .faces import SKINS, card_outline, cloud, render_back, render_face
 from .styles import mix
 from .photograph import develop, lay_card, table
@@ -75,15 +76,9 @@ def place_cards(
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
         corners = project(matrix, np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])*half @ turn + centre)
         is_inside = (corners > 2).all() and (corners < (width - 3, height - 3)).all()
-        if is_inside and all(overlap(corners, other) <= max_overlap for other in placed):
+        if is_inside and all(intersection_over_minimum(corners, other) <= max_overlap for other in placed):
             placed.append(corners)
     return np.float32(placed).reshape(-1, 4, 2)
-
-def overlap(first:np.ndarray, second:np.ndarray)->float:
-    "The area that two quadrilaterals share, relative to the smaller one."
-    first, second = np.float32(first), np.float32(second)
-    shared, _ = cv2.intersectConvexConvex(first, second)
-    return shared/min(cv2.contourArea(first), cv2.contourArea(second))
 
 # %% ../../nbs/render/03_scenes.ipynb #21ff4bfb
 def render_scene(

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPARE_VARIABLE', 'HOUSEKEEPING_SECONDS', 'MAX_WAITING_BYTES', 'bundle_signature', 'warm_up', 'copy_bundle', 'Service',
-           'keep_house', 'Place', 'take_place', 'SentFile', 'file_answer', 'make_record', 'look_at', 'keep_records',
-           'answer_request', 'give_feedback', 'DemoService']
+           'keep_house', 'Place', 'take_place', 'SentFile', 'file_answer', 'look_at', 'keep_records', 'answer_request',
+           'give_feedback', 'DemoService']
 
 # %% ../../nbs/serving/02_service.ipynb #9e2b47fe
-import hashlib
 import json
 import os
 import threading
@@ -16,23 +15,20 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from ..bundle import BundleError, DETECTOR_FILE, CLASSIFIER_FILE, read_bundle, released_bundle, write_bundle
-from card_classifier.images import (
-    ImageError, image_format, open_picture,
-)
+from ..images import ImageError
 from ..cards import Card, CardNameError
 from ..settings import ServeSettings
 from card_classifier.records.schema import (
-    Record, RecordsAwayError, RecordsError, UnknownRequestError, image_statistics, pack_logits,
+    NO_CARD, RecordsAwayError, RecordsError, UnknownRequestError, record_of,
 )
 from ..recognition.predictor import BATCH_SIZE, Examined, Predictor, examine
-from ..records.export import apply_retention
-from ..records.writer import NO_CARD, Records
+from ..records.retention import apply_retention
+from ..records.writer import Records
 from .problems import Problem, image_problem
 from .telemetry import Metrics, log
 
@@ -194,24 +190,6 @@ def file_answer(
         return {"file": name, "card": None, "probability": None, "top": [], "is_rejected": None, "rejection_reason": None, "cards": [], "model_version": model_version, "milliseconds": {}, "error": outcome.body()}
     return {"file": name, **outcome.prediction.to_dict(), "error": None}
 
-def make_record(
-    request_id:str,     # Of the request
-    index:int,          # Of the file in it
-    content:bytes,      # The file
-    examined:Examined,  # What came of it
-    keep_image:bool,    # Whether the file itself is recorded
-)->Record:
-    "What is kept of an answer."
-    prediction, file_format = examined.prediction, image_format(content)
-    width, height = open_picture(file_format, content).size # Reads the header again, which takes microseconds
-    return Record(
-        request_id=request_id, index=index, time=datetime.now(UTC), model_version=prediction.model_version,
-        sha256=hashlib.sha256(content).hexdigest(), n_bytes=len(content), file_format=file_format, width=width, height=height,
-        statistics=image_statistics(examined.image), logits=pack_logits(examined.logits),
-        top=[{"card": card.class_name, "probability": probability} for card, probability in prediction.top[:5]],
-        is_rejected=prediction.is_rejected, rejection_reason=prediction.rejection_reason, milliseconds=prediction.milliseconds,
-        image=content if keep_image else None)
-
 def look_at(
     service:Service,
     files:list[SentFile], # At least one
@@ -241,7 +219,7 @@ def keep_records(
 )->str:                   # off, queued, written or lost
     "Records the answers that there are."
     if service.records is None: return "off"
-    made = [make_record(request_id, index, file.content, outcome, service.settings.keep_images)
+    made = [record_of(request_id, index, file.content, outcome.prediction.to_dict(), outcome.image, outcome.logits, service.settings.keep_images)
             for index, (file, outcome) in enumerate(zip(files, outcomes, strict=True)) if isinstance(outcome, Examined)]
     if not is_waiting: return "queued" if all([service.records.add(record) for record in made]) else "lost"
     deadline, pending = time.monotonic() + 5, [service.records.add_and_wait(record) for record in made]

@@ -17,6 +17,7 @@ from ..render.photograph import develop
 from ..render.scenes import Scene, project
 from ..render.styles import CARD_HEIGHT, CARD_WIDTH
 from ..data.cache import CachedImages
+from ..geometry import intersection_over_union
 from ..images import straighten
 from card_classifier.render.scenes import (
     Deck, FACE_PIXELS, TableScene, compose, photographed_deck, quad_at, rectangle_thing, rendered_deck,
@@ -79,11 +80,7 @@ def covered_by_cards(
     scene:Scene,
 )->float:               # The largest overlap with a card: shared area over the area of both
     "How much of a cutout is one card."
-    shares = []
-    for quad in scene.corners:
-        shared, _ = cv2.intersectConvexConvex(np.float32(corners), np.float32(quad))
-        shares.append(shared/max(1e-6, cv2.contourArea(np.float32(corners)) + cv2.contourArea(np.float32(quad)) - shared))
-    return max(shares, default=0.0)
+    return max((intersection_over_union(corners, quad) for quad in scene.corners), default=0.0)
 
 # %% ../../nbs/training/04_crops.ipynb #23b62e3d
 def cutouts(

@@ -28,7 +28,7 @@ from ..machine import available_cpus
 from ..settings import Settings, SettingsError
 from ..data.cache import CachedImages
 from ..data.loaders import seed_everything
-from .networks import backbone_and_classifier
+from .networks import backbone_and_head
 from card_classifier.training.callbacks import (
     AverageWeights, Bfloat16, ReportProgress, SeedEachEpoch, StopWhenNotFinite,
 )
@@ -86,14 +86,14 @@ def build_learner(
     "A fastai Learner with the callbacks that the settings ask for."
     train, device = settings.train, loaders.device
     torch.set_num_threads(train.threads or available_cpus())
-    callbacks = [SeedEachEpoch(train.seed), StopWhenNotFinite(settings)]
+    callbacks = [SeedEachEpoch(train.seed), StopWhenNotFinite(settings, lambda loader: loader.latest_paths())]
     if train.ema_decay: callbacks.append(AverageWeights(train.ema_decay))
     if train.gradient_clip: callbacks.append(GradientClip(train.gradient_clip))
     if train.channels_last: callbacks.append(ChannelsLast())
     if choose_precision(settings, device) == "bf16": callbacks.append(Bfloat16())
     return Learner(
         loaders, model.to(device), loss_func=loss or CardLoss(train.label_smoothing), metrics=metric,
-        opt_func=partial(Adam, decouple_wd=True), wd=train.weight_decay, splitter=backbone_and_classifier, cbs=callbacks,
+        opt_func=partial(Adam, decouple_wd=True), wd=train.weight_decay, splitter=backbone_and_head, cbs=callbacks,
     )
 
 def restore(
@@ -114,7 +114,7 @@ def train(
     learner:Learner,             # From `build_learner`
     settings:Settings,           # The same
     folder:Path,                 # Of the run: checkpoints and progress go there
-    callbacks:tuple[Callback, ...]=(), # Further ones: `GrowingImages`, W&B's
+    callbacks:tuple[Callback, ...]=(), # Further ones: `ProgressiveResizing`, W&B's
 )->list[dict]:                   # History: one row an epoch, those before an interruption included
     "Trains until all epochs are done, from the latest checkpoint in `folder` if there is one."
     checkpoint, problems = latest_checkpoint(folder)

@@ -20,9 +20,9 @@ from ..bundle import BundleInfo, softmax
 from ..images import prepare_image
 from ..data.shards import ShardFolder
 from card_classifier.evaluation.calibration import (
-    choose_rejection_threshold, expected_calibration_error, fit_temperature,
+    choose_rejection_threshold, fit_temperature,
 )
-from ..evaluation.metrics import evaluate
+from ..evaluation.metrics import evaluate, expected_calibration_error
 from .export import ExportError, INPUT
 
 # %% ../../nbs/training/08_quantize.ipynb #3b97e055

@@ -16,7 +16,10 @@ revision, down_revision = "0001", None
 # %% ../../../nbs/records/migrations/0001_first.ipynb #f005551d
 def key_columns()->list[sa.Column]:
     "The columns that say which image of which request."
-    return [sa.Column("request_id", sa.String(32), primary_key=True), sa.Column("index", sa.Integer, primary_key=True, autoincrement=False)]
+    return [
+        sa.Column("request_id", sa.String(32), primary_key=True),
+        sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    ]
 
 def upgrade()->None:
     "Makes the three tables."
@@ -42,12 +45,13 @@ def upgrade()->None:
     )
     op.create_index("predictions_time", "predictions", ["time"])
     op.create_index("predictions_model_version_time", "predictions", ["model_version", "time"])
-    for name, columns in {
-        "feedback": [sa.Column("card", sa.String(40), nullable=False), sa.Column("time", time, nullable=False)],
-        "images": [sa.Column("content", sa.LargeBinary, nullable=False), sa.Column("time", time, nullable=False)],
+    for name, column in {
+        "feedback": sa.Column("card", sa.String(40), nullable=False),
+        "images": sa.Column("content", sa.LargeBinary, nullable=False),
     }.items():
-        key = sa.ForeignKeyConstraint(["request_id", "index"], ["predictions.request_id", "predictions.index"], name=f"{name}_prediction", ondelete="CASCADE")
-        op.create_table(name, *key_columns(), *columns, key)
+        key = sa.ForeignKeyConstraint(["request_id", "index"], ["predictions.request_id", "predictions.index"],
+                                      name=f"{name}_prediction", ondelete="CASCADE")
+        op.create_table(name, *key_columns(), column, sa.Column("time", time, nullable=False), key)
     op.create_index("images_time", "images", ["time"])
 
 # %% ../../../nbs/records/migrations/0001_first.ipynb #437c58d4

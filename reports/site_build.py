@@ -1,0 +1,145 @@
+"""Builds the docs site: `python reports/site_build.py`, or `make docs`.
+
+What nbdev does needs no Quarto: it executes the imports of each notebook, documents what is exported and resolves
+links. The pages that are no notebooks, the report and the changelog, are brought into `nbs/` first, and `llms.txt`
+lists every page for programs that read. Where Quarto is installed, the site is rendered into `_docs/`.
+"""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbdev.doclinks import _build_modidx as build_index
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+PROCESSED = ROOT / "_proc"
+REPOSITORY = "https://github.com/card-classifier/card_classifier/blob/main/"
+LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+
+
+def page_link(target: str, folder: str) -> str:
+    "Where a link of a Markdown file in `folder` of the repository leads to on the site."
+    if "://" in target or target.startswith(("#", "mailto:")):
+        return target
+    path = (ROOT / folder / target.partition("#")[0]).resolve()
+    anchor = "#" + target.partition("#")[2] if "#" in target else ""
+    if path.is_relative_to(NBS):
+        return path.relative_to(NBS).as_posix() + anchor
+    if path.is_relative_to(ROOT / "reports" / "figures"):
+        return f"report_figures/{path.name}"
+    return REPOSITORY + path.relative_to(ROOT).as_posix() + anchor
+
+
+def write_page(name: str, source: Path, description: str) -> None:
+    "Makes a page of a Markdown file of the repository, with its links as they are on the site."
+    text = re.sub(r"<!--.*?-->\s*", "", source.read_text(encoding="utf-8"), flags=re.DOTALL)
+    title, _, body = text.partition("\n")
+    folder = source.parent.relative_to(ROOT).as_posix()
+    body = LINK.sub(lambda match: match[1] + page_link(match[2], folder) + match[3], body)
+    front_matter = yaml.safe_dump({"title": title.removeprefix("# "), "description": description}, allow_unicode=True)
+    (NBS / name).write_text(f"---\n{front_matter}---\n{body}", encoding="utf-8", newline="\n")
+
+
+def sidebar_pages(contents: list | None = None) -> list[tuple[str, list[str]]]:
+    "The sections of the sidebar with their pages, in order; nested sections are joined by a colon."
+    if contents is None:
+        contents = yaml.safe_load((NBS / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    sections: list[tuple[str, list[str]]] = []
+    for item in contents:
+        if isinstance(item, str):
+            sections.append(("", [item]))
+        elif "section" in item:
+            own = [item["href"]] if "href" in item else []
+            own += [one if isinstance(one, str) else one["href"] for one in item["contents"] if "section" not in one]
+            sections.append((item["section"], own))
+            nested = [one for one in item["contents"] if not isinstance(one, str) and "section" in one]
+            sections += [(f"{item['section']}: {name}", pages) for name, pages in sidebar_pages(nested)]
+        else:
+            sections.append(("", [item["href"]]))
+    return sections
+
+
+def title_and_description(page: str) -> tuple[str, str]:
+    "What a page is called, and its first sentence."
+    text = (NBS / page).read_text(encoding="utf-8")
+    if not page.endswith(".ipynb"):
+        front_matter = yaml.safe_load(text.split("---")[1])
+        return front_matter["title"], front_matter["description"]
+    first = nbformat.reads(text, 4).cells[0].source
+    title = re.search(r"^# (.+)$", first, re.MULTILINE)
+    quote = re.search(r"^> (.+)$", first, re.MULTILINE)
+    return title[1], quote[1]
+
+
+def output_name(page: str) -> str:
+    "The file that a page becomes: nbdev leaves the numbers of notebooks out."
+    path = Path(page)
+    stem = re.sub(r"^\d+[a-z]?_", "", path.stem) if path.suffix == ".ipynb" else path.stem
+    return (path.parent / f"{stem}.html").as_posix()
+
+
+def llms_text() -> str:
+    "The list of all pages for programs: https://llmstxt.org. Quarto leaves each page as Markdown beside its HTML."
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    host, base = (re.search(rf"^{name} = (.+)$", settings, re.MULTILINE)[1] for name in ("doc_host", "doc_baseurl"))
+    title, description = title_and_description("index.ipynb")
+    lines = [f"# {title}", "", f"> {description}", ""]
+    for section, pages in sidebar_pages():
+        lines += ["", f"## {section}", ""] if section else []
+        for page in pages:
+            title, description = title_and_description(page)
+            lines.append(f"- [{title}]({host}{base}/{output_name(page)}.md): {description}")
+    return "\n".join(lines) + "\n"
+
+
+def finish_signature(text: str) -> str:
+    "A documented signature without Markdown marks in its comments, which code shows as they are."
+    return re.sub(r"(?<=```python\n)(.*?)(?=\n```)", lambda match: match[0].replace("`", "'"), text, count=1, flags=re.DOTALL)
+
+
+def finish_notebook(file: Path) -> None:
+    "What nbdev leaves to do in a processed page: alternative texts of pictures, and signatures without Markdown."
+    notebook = nbformat.read(file, 4)
+    before = nbformat.writes(notebook)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            texts = [about["alt"] for about in output.get("metadata", {}).values() if isinstance(about, dict) and "alt" in about]
+            if texts and "fig-alt" not in cell.source:
+                cell.source = f"#| fig-alt: {json.dumps(texts[0], ensure_ascii=False)}\n{cell.source}"
+            if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = finish_signature(output.data["text/markdown"])
+    if nbformat.writes(notebook) != before:
+        nbformat.write(notebook, file)
+
+
+def process(force: bool = True) -> None:
+    "Everything of the build that needs no Quarto; results in `_proc/`. Unchanged notebooks are kept unless `force`."
+    shutil.copytree(ROOT / "reports" / "figures", NBS / "report_figures", dirs_exist_ok=True)
+    write_page("report.qmd", ROOT / "reports" / "README.md", "How the released model was made and how good it is.")
+    write_page("changelog.qmd", ROOT / "CHANGELOG.md", "What changed from release to release.")
+    (NBS / "llms.txt").write_text(llms_text(), encoding="utf-8", newline="\n")
+    refresh_quarto_yml()
+    build_index()
+    if force:
+        shutil.rmtree(PROCESSED, ignore_errors=True)
+    proc_nbs(n_workers=0)
+    for page in PROCESSED.rglob("*.ipynb"):
+        finish_notebook(page)
+
+
+if __name__ == "__main__":
+    process()
+    if shutil.which("quarto") is None:
+        print(f"processed into {PROCESSED.name}/; Quarto is not installed, so no HTML was made: https://quarto.org")
+        sys.exit()
+    os.utime(ROOT / "README.md")  # nbdev would make it anew from an index that is younger; ours comes from `make readme`
+    subprocess.run(["nbdev_docs"], cwd=ROOT, check=True)
+    print("the site lies in _docs/: open _docs/index.html")
