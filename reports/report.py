@@ -39,11 +39,11 @@ def head(metrics: dict) -> dict:
 def run_results(run: Path) -> dict:
     "What the report needs of one run."
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    bundle = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    classifier = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["networks"]["classifier"]
     kept = {name: metrics[name] for name in ("run", "arch", "weights", "machine", "precision", "minutes", "history", "temperature", "data")} | {name: metrics[name] for name in ("valid_varied",) if name in metrics}
     splits = {split: metrics[split] if split == "test" else head(metrics[split]) for split in ("valid", "test") if split in metrics}
     return kept | splits | {
-        "settings": bundle["training"]["settings"], "rejection_threshold": bundle["rejection_threshold"], "peak_memory_gb": metrics["peak_memory_gb"],
+        "settings": classifier["training"]["settings"], "rejection_threshold": classifier["thresholds"]["rejection"], "peak_memory_gb": metrics["peak_memory_gb"],
         "bundle_mb": sum(file.stat().st_size for file in (run / "bundle").iterdir()) / 1e6,
     }
 
@@ -160,14 +160,14 @@ def write_report(results: dict) -> None:
         save(figure, name)
     chosen = [[f"{run['run'][9:15]} {recipe(run)}" + (" (released)" if run is released else ""), run["arch"], start_of(run), size_of(run), f"{run['settings']['evaluation.size']} px", f"{run['valid']['n_correct']} of {run['valid']['n']}", f"{100 * run['valid_varied']['accuracy']:.1f} %, NLL {run['valid_varied']['nll']:.3f}" if "valid_varied" in run else "not measured", f"{run['test']['n_correct']} of {run['test']['n']}" if "test" in run else "not opened", f"{run['minutes']:.0f}"] for run in runs]
     measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
-        for split in ("test", "valid") for label, figures in ((f"{split}, as published", info.metrics[split]), (f"{split}, without leaking images", info.metrics[split]["without_leaking"])) if figures]
+        for split in ("test", "valid") for label, figures in ((f"{split}, as published", info.classifier.metrics[split]), (f"{split}, without leaking images", info.classifier.metrics[split]["without_leaking"])) if figures]
     mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %", SHOWN.get(mistake["path"], "")] for mistake in test["mistakes"]]
     reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
-    gate, photos = info.metrics.get("gate"), info.metrics.get("real_photographs")
+    gate, photos = info.classifier.metrics.get("gate"), info.metrics.get("real_photographs")
     bits = "Every figure is of the full network." if gate is None else (
-        f"What is released is a quicker form of that network, in {'eight-bit integers' if info.engine.get('bits') == 8 else '32-bit numbers'}{', computed in bfloat16 where the processor can' if info.engine.get('precision') == 'bf16' else ''}. "
+        f"What is released is a quicker form of that network, in {'eight-bit integers' if info.classifier.bits == 8 else '32-bit numbers'}{', computed in bfloat16 where the processor can' if info.classifier.precision == 'bf16' else ''}. "
         f"It passed a gate for that: {gate['n_right'][1]} of {gate['n_images']} validation images right ({gate['n_right'][0]} in full), {gate['varied_right'][1]} of {gate['n_varied']} varied ones ({gate['varied_right'][0]} in full), "
-        f"{gate['megabytes'][1]:.1f} MB instead of {gate['megabytes'][0]:.1f}, and {gate['milliseconds'][1]:.1f} ms instead of {gate['milliseconds'][0]:.1f} on one thread. On test it is right on {info.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
+        f"{gate['megabytes'][1]:.1f} MB instead of {gate['megabytes'][0]:.1f}, and {gate['milliseconds'][1]:.1f} ms instead of {gate['milliseconds'][0]:.1f} on one thread. On test it is right on {info.classifier.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
     beyond = f"On {photos['photographs']} real photographs of tables and floors it finds and reads {percent_with_interval(photos)} of {photos['n']} cards. " if photos else ""
     settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
     text = (REPORTS / "template.md").read_text(encoding="utf-8")
@@ -177,7 +177,7 @@ def write_report(results: dict) -> None:
         runs=table(["run", "network", "starts from", "epochs", "judged at", "right on valid", "valid, varied as in training", "right on test", "minutes"], chosen),
         measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
         mistakes=table(["image", "label", "answer", "probability", "what it shows"], mistakes) if mistakes else "There is none.", seeds=told_by_seed(runs),
-        temperature=f"{info.temperature:.3f}", threshold=f"{info.rejection_threshold:.3f}", bits=bits, beyond=beyond,
+        temperature=f"{info.classifier.temperature:.3f}", threshold=f"{info.classifier.thresholds['rejection']:.3f}", bits=bits, beyond=beyond,
                 left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
         one_image=f"{100 / results['counts']['test']:.2f}", audit=table(["finding", "count"], [[name.replace("_", " "), count] for name, count in audit.items()]),
         settings=table(["setting", "value"], settings),
@@ -192,14 +192,14 @@ if __name__ == "__main__":
     if names:
         released, outputs = read_bundle(released_bundle()), checkout() / "outputs"
         if released.name in names:
-            earlier = parents({"settings": released.training["settings"]})
+            earlier = parents({"settings": released.classifier.training["settings"]})
             if len(earlier) > 1:
                 keep_record(outputs / earlier[0], "real_run.ipynb", f"# A run of the released network\n\n> The executed notebook of the first of the {len(earlier)} runs whose mean is the network that reads cards, {earlier[0]}: real images in, a tested bundle out.")
                 keep_record(outputs / released.name, "mean_run.ipynb", f"# The mean of the runs\n\n> The executed notebook that made and judged the network that reads cards, {released.name}, the mean of {len(earlier)} that differ in their seed.")
             else:
                 keep_record(outputs / released.name, "real_run.ipynb", f"# The released run\n\n> The executed notebook of the run that made the network that reads cards, {released.name}: real images in, a tested bundle out.")
-        if released.detector and (outputs / released.detector["run"]).is_dir():
-            keep_record(outputs / released.detector["run"], "detector_run.ipynb", f"# The detector's run\n\n> The executed notebook of the run that made the network that finds cards, {released.detector['run']}: composed photographs in, corners out.")
+        if released.detector and (outputs / released.detector.run).is_dir():
+            keep_record(outputs / released.detector.run, "detector_run.ipynb", f"# The detector's run\n\n> The executed notebook of the run that made the network that finds cards, {released.detector.run}: composed photographs in, corners out.")
         RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
     print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")

@@ -11,7 +11,7 @@ from hypothesis import settings
 from onnx.numpy_helper import from_array
 from PIL import Image
 
-from card_classifier.bundle import BundleInfo, write_bundle
+from card_classifier.bundle import BundleInfo, NetworkInfo, write_bundle
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs that way, and every process started here would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,20 +47,23 @@ def colour_picture(index: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
 @pytest.fixture(scope="session")
 def tiny_info() -> BundleInfo:
     "What the tiny bundle says about itself."
+    classifier = NetworkInfo(
+        input_size=16,
+        mean=[0, 0, 0],
+        std=[1, 1, 1],
+        architecture="three nodes",
+        thresholds={"rejection": 0.5, "whole_photo": 0.9},
+        temperature=1.5,
+    )
     return BundleInfo(
         name="colours",
         model_version="colours-1",
         created="2026-11-01T12:00:00+00:00",
-        input_size=16,
-        mean=[0, 0, 0],
-        std=[1, 1, 1],
-        temperature=1.5,
-        rejection_threshold=0.5,
-        architecture="three nodes",
+        networks={"classifier": classifier},
     )
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory, tiny_info) -> Path:
     "A bundle of 1 kB that recognises colours; not to be changed: copy it first."
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "colours", tiny_info, colour_network())
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "colours", tiny_info, {"classifier": colour_network()})

@@ -320,7 +320,7 @@ def test_five_hundred_connections_at_once(service):
 
 def test_a_new_bundle_is_taken_and_a_bad_one_refused_without_losing_a_request(tiny_bundle, tiny_info, tmp_path):
     live = shutil.copytree(tiny_bundle, tmp_path / "live")
-    newer = write_bundle(tmp_path / "newer", dataclasses.replace(tiny_info, model_version="tiny-2"), colour_network())
+    newer = write_bundle(tmp_path / "newer", dataclasses.replace(tiny_info, model_version="tiny-2"), {"classifier": colour_network()})
     with serving(tmp_path / "service", live, "--no-demo", "--watch-seconds", "0.2", workers=2) as (address, _, folder):
         stop, seen, failures = time.monotonic() + 12, [], []
         def keep_asking():
@@ -344,7 +344,7 @@ def test_sighup_makes_all_workers_look(tiny_bundle, tiny_info, tmp_path):
     live = shutil.copytree(tiny_bundle, tmp_path / "live")
     with serving(tmp_path / "service", live, "--no-demo", "--watch-seconds", "0", workers=2) as (address, process, folder):
         shutil.rmtree(live)
-        write_bundle(live, dataclasses.replace(tiny_info, model_version="tiny-3"), colour_network())
+        write_bundle(live, dataclasses.replace(tiny_info, model_version="tiny-3"), {"classifier": colour_network()})
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: sum(event["event"] == "new bundle in service" for event in events(folder)) == 2)
         assert {httpx.get(address + "/v1/model").json()["model_version"] for _ in range(10)} == {"tiny-3"}
@@ -362,7 +362,7 @@ def test_a_killed_worker_is_replaced(tiny_bundle, tmp_path):
 
 def test_a_worker_that_starts_beside_a_bad_bundle_serves_the_latest_good_one(tiny_bundle, tiny_info, tmp_path):
     live = shutil.copytree(tiny_bundle, tmp_path / "live")
-    newer = write_bundle(tmp_path / "newer", dataclasses.replace(tiny_info, model_version="tiny-4"), colour_network())
+    newer = write_bundle(tmp_path / "newer", dataclasses.replace(tiny_info, model_version="tiny-4"), {"classifier": colour_network()})
     with serving(tmp_path / "service", live, "--no-demo", "--watch-seconds", "0.2", workers=2) as (address, process, folder):
         for name in ("classifier.onnx", "bundle.json"): shutil.copy(newer / name, live / name)
         wait_for(lambda: sum(event["event"] == "new bundle in service" for event in events(folder)) >= 2)

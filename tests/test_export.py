@@ -61,9 +61,9 @@ def test_the_bundle_answers_as_the_network_whatever_the_batch(exported, images):
 
 def test_all_right_on_valid_does_not_make_the_bundle_certain(exported):
     info = read_bundle(exported[1])
-    assert softmax(6 * np.eye(53), info.temperature).max(axis=1).mean() == pytest.approx(107 / 108, abs=1e-6)
-    assert info.rejection_threshold == 0.5
-    assert info.metrics == {"valid": {"accuracy": 1.0}}
+    assert softmax(6 * np.eye(53), info.classifier.temperature).max(axis=1).mean() == pytest.approx(107 / 108, abs=1e-6)
+    assert info.classifier.thresholds == {"rejection": 0.5, "whole_photo": 0.9}
+    assert (info.classifier.metrics, info.metrics) == ({"valid": {"accuracy": 1.0}}, {})
 
 
 def test_the_version_is_the_checksum_of_the_file(exported):

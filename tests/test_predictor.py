@@ -1,7 +1,6 @@
 "The predictor as others meet it: what it imports, what it refuses, and many threads at once."
 
 import contextlib
-import dataclasses
 import io
 import json
 import shutil
@@ -94,8 +93,8 @@ def test_a_prediction_is_json(predictor):
 
 
 def test_the_temperature_and_the_threshold_come_from_the_bundle(tiny_info, tmp_path):
-    cooler = dataclasses.replace(tiny_info, temperature=9.0, rejection_threshold=0.9)
-    predictor = Predictor(write_bundle(tmp_path / "bundle", cooler, colour_network()))
+    cooler = tiny_info.with_network("classifier", temperature=9.0, thresholds={"rejection": 0.9, "whole_photo": 0.9})
+    predictor = Predictor(write_bundle(tmp_path / "bundle", cooler, {"classifier": colour_network()}))
     prediction = predictor.predict(colour_picture(8))
     logits = predictor.logits(prepare_image(colour_picture(8), 16)[None])[0]
     assert prediction.card == CARDS[8]
@@ -226,13 +225,13 @@ def other_network(replacement: tuple[str, str]) -> bytes:
     ],
 )
 def test_a_network_that_is_not_ours_is_refused(tiny_info, tmp_path, model, words):
-    folder = write_bundle(tmp_path / "bundle", tiny_info, model)
+    folder = write_bundle(tmp_path / "bundle", tiny_info, {"classifier": model})
     with pytest.raises(BundleError, match=words):
         Predictor(folder)
 
 
 def test_a_network_that_answers_nonsense_is_refused(tiny_info, tmp_path):
-    predictor = Predictor(write_bundle(tmp_path / "bundle", tiny_info, colour_network(sharpness=float("nan"))))
+    predictor = Predictor(write_bundle(tmp_path / "bundle", tiny_info, {"classifier": colour_network(sharpness=float("nan"))}))
     with pytest.raises(BundleError, match="not finite"):
         predictor.predict(colour_picture(1))
 

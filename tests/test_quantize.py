@@ -1,7 +1,6 @@
 "The quicker form of a network on a small rendered deck: what it is judged by and what its bundle then says."
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import torch
 
 from card_classifier.settings import DataSettings
 from card_classifier.data.cache import ready_shards
-from card_classifier.recognition.engine import ENGINES, classifier_ports, open_network
+from card_classifier.bundle import classifier_ports
+from card_classifier.recognition.engine import ENGINES, open_network
 from card_classifier.training.export import ExportError, onnx_bytes
 from card_classifier.training.quantize import quicker_form, varied_images
 
@@ -46,24 +46,25 @@ def opener(full: float, quicker: float = 0):
 
 
 def test_what_passes_the_gate_is_measured_anew(shards, content, tiny_info):
-    full = replace(tiny_info, input_size=SIZE, metrics={"valid": {"accuracy": 0.99}})
+    full = tiny_info.with_network("classifier", input_size=SIZE, metrics={"valid": {"accuracy": 0.99}})
     info, small, comparison = quicker_form(full, content, shards, opener(20), ENGINES[0], int8=True)
     assert len(small) < len(content) and comparison.speed > 1.25
-    assert (info.engine["name"], info.engine["bits"], "precision" in info.engine) == (ENGINES[0], 8, False)
-    assert info.model_version != full.model_version and info.temperature != full.temperature
-    assert info.metrics["full"] == full.metrics and info.metrics["gate"] == comparison.to_dict()
-    assert (info.metrics["valid"]["n"], info.metrics["test"]["n"], comparison.n_varied) == (53, 53, 4 * 53)
-    assert info.metrics["valid"]["accuracy"] != 0.99, "the figures of the full network are not those of the quicker one"
+    metrics = info.classifier.metrics
+    assert (metrics["gate"]["engine"], info.classifier.bits, info.classifier.precision) == (ENGINES[0], 8, "f32")
+    assert info.model_version != full.model_version and info.classifier.temperature != full.classifier.temperature
+    assert metrics["full"] == full.classifier.metrics and metrics["gate"] == comparison.to_dict()
+    assert (metrics["valid"]["n"], metrics["test"]["n"], comparison.n_varied) == (53, 53, 4 * 53)
+    assert metrics["valid"]["accuracy"] != 0.99, "the figures of the full network are not those of the quicker one"
 
 
 def test_bfloat16_keeps_the_file(shards, content, tiny_info):
-    info, same, _ = quicker_form(replace(tiny_info, input_size=SIZE), content, shards, opener(20), ENGINES[0], bf16=True)
-    assert same == content and info.engine["precision"] == "bf16" and "bits" not in info.engine
+    info, same, _ = quicker_form(tiny_info.with_network("classifier", input_size=SIZE), content, shards, opener(20), ENGINES[0], bf16=True)
+    assert same == content and (info.classifier.precision, info.classifier.bits) == ("bf16", 32)
 
 
 def test_a_form_that_is_not_faster_is_refused(shards, content, tiny_info):
     with pytest.raises(ExportError, match="times as fast"):
-        quicker_form(replace(tiny_info, input_size=SIZE), content, shards, opener(5, 5), ENGINES[0])
+        quicker_form(tiny_info.with_network("classifier", input_size=SIZE), content, shards, opener(5, 5), ENGINES[0])
 
 
 def test_images_are_varied_always_alike():

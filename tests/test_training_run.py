@@ -79,7 +79,7 @@ def test_a_run_keeps_its_record(uninterrupted):
     assert list((uninterrupted / "wandb").glob("offline-run-*")), "without a key, W&B writes to the run's folder"
     assert load_settings(uninterrupted).train.epochs == 4
     bundle = json.loads((uninterrupted / "bundle" / "bundle.json").read_text(encoding="utf-8"))
-    assert bundle["training"]["settings"]["train.epochs"] == 4
+    assert bundle["networks"]["classifier"]["training"]["settings"]["train.epochs"] == 4
     assert bundle["data"]["kind"] == "deck"
 
 
@@ -114,7 +114,7 @@ def test_the_mean_of_runs_is_judged_without_training(uninterrupted):
     process, run = start(*TINY, "train.epochs=0", f"model.start_from={uninterrupted.name}+{uninterrupted.name}")
     finish(process)
     assert numbers(run) == numbers(uninterrupted) | {"history": []}
-    assert "the mean of the networks" in json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["training"]["weights"]
+    assert "the mean of the networks" in json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["networks"]["classifier"]["training"]["weights"]
     assert len(list((run / "checkpoints").glob("*.safetensors"))) == 1, "other runs can go on from it"
     shutil.rmtree(run)
 

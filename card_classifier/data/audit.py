@@ -25,7 +25,7 @@ from .layout import SPLITS, Progress, RawDataSet, RawImage
 from ..images import ImageError, decode_image
 
 # %% ../../nbs/data/02_audit.ipynb #eb0b2fea
-CANDIDATE_SIZE, CANDIDATE_CORRELATION = 32, 0.92  # Grey; below 0.928 no pair of the public data set passes the next step
+CANDIDATE_SIZE, CANDIDATE_CORRELATION = 32, 0.92  # Grey; below 0.928 no public pair passes the next step
 REPEAT_SIZE, REPEAT_CORRELATION = 64, 0.94        # Colour; above it pairs show one print, below it prints and decks mix
 PATCH_SIZE, PATCH_SHIFT = 14, 2                   # Pixels of a 112 px image: about a pip; shift allows for another crop
 PATCH_IMAGE_SIZE = 112

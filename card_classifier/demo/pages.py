@@ -344,7 +344,7 @@ def accuracy_html(
     info:BundleInfo, # Of the model
 )->str:
     "How good the model is, for people."
-    parts = figures_of(info.metrics)
+    parts = figures_of({**info.classifier.metrics, **info.metrics})
     return "".join(measured_html(*part) for part in parts) or '<p class="lead">Nobody has measured this model: take its answers as a game.</p>'
 
 def day(
@@ -359,7 +359,7 @@ def model_line(
     info:BundleInfo, # Of the model that answers
 )->str:
     "Which model this is and how good, in one line; the first of its figures."
-    for name, figures in figures_of(info.metrics):
+    for name, figures in figures_of({**info.classifier.metrics, **info.metrics}):
         interval = interval_text(figures)
         return f'<p class="fine">Model {safe(info.model_version)}: {figures["accuracy"]:.1%} of {figures["n"]} {MEASURED_ON.get(name, (f"images of “{safe(name)}”",))[0]} right{f" ({interval})" if interval else ""}.</p>'
     return f'<p class="fine">Model {safe(info.model_version)}, not measured.</p>'
@@ -375,8 +375,8 @@ def model_html(
     counts = info.data.get("counts") or {}
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items() if is_number(count))
     is_real = info.data.get("kind") == "real"
-    rows = {"Model": info.name, "Version": info.model_version, "Made": day(info.created), "Network": f"{info.architecture}, {info.input_size} × {info.input_size} pixels",
-            "Data": f"{info.data.get('name', 'unknown')}{f' ({images} images)' if images else ''}", "Answers “no card” below": percent(info.rejection_threshold), "Code": info.code_version}
+    rows = {"Model": info.name, "Version": info.model_version, "Made": day(info.created), "Network": f"{info.classifier.architecture}, {info.classifier.input_size} × {info.classifier.input_size} pixels",
+            "Data": f"{info.data.get('name', 'unknown')}{f' ({images} images)' if images else ''}", "Answers “no card” below": percent(info.classifier.thresholds["rejection"]), "Code": info.code_version}
     table = "".join(f"<tr><th scope='row'>{name}</th><td>{safe(value)}</td></tr>" for name, value in rows.items() if value)
     warning = "" if is_real else '<p class="warning"><strong>This model has not learnt from real photographs</strong>, only from drawn ones. It is here to show how everything works, not to be right.</p>'
     return (f'<div class="model"><section><h2>How good is it?</h2>{warning}{accuracy_html(info)}</section><section><h2>What to expect</h2>'

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from card_classifier.bundle import (
-    BundleError, BundleInfo, DETECTOR_FILE, CLASSIFIER_FILE, read_bundle, released_bundle, softmax,
+    BundleError, BundleInfo, CLASSIFIER, DETECTOR, PORTS, read_bundle, released_bundle, softmax,
 )
 from ..images import ImageError, ImageSource, MAX_PIXELS, decode_image, resize_image
 from ..cards import CARDS, Card
 from .detection import FoundCard, as_shares, find_cards
 from ..images import straighten
-from .engine import ENGINES, classifier_ports, detector_ports, open_network
+from .engine import ENGINES, Network, open_network
 
 # %% ../../nbs/recognition/02_predictor.ipynb #24e25fb0
 Corners = list[list[float]] # Four pairs [x, y] as shares of the photo's width and height, clockwise from a top left corner, of which a card has two
@@ -96,8 +96,8 @@ def why_rejected(
     corners:Corners|None,  # Where the card lies; None where the picture was read as a whole
 )->str|None:               # A sentence; None if the answer stands
     "Whether to say \"no card here\", and why."
-    is_whole = corners is None and bool(info.detector)
-    asked = max(info.rejection_threshold, info.detector.get("whole_threshold", 0)) if is_whole else info.rejection_threshold
+    is_whole, thresholds = corners is None and info.detector is not None, info.classifier.thresholds
+    asked = max(thresholds["rejection"], thresholds["whole_photo"]) if is_whole else thresholds["rejection"]
     if probability >= asked: return None
     seen = "no card was found, and as a whole the picture shows none clearly" if is_whole else "no card is clear enough"
     return f"{seen}, the likeliest has {probability:.1%} and {asked:.1%} is asked for"
@@ -110,7 +110,7 @@ def make_prediction(
     milliseconds:dict[str, float],# Spent on each stage
 )->Prediction:                    # What to say about the photo
     "Calibrated probabilities, the best candidates, and whether to reject them."
-    probabilities = softmax(logits, info.temperature)
+    probabilities = softmax(logits, info.classifier.temperature)
     best = probabilities.argmax(axis=1)
     cards = []
     for number, (index, place) in enumerate(zip(best, corners, strict=True)):
@@ -137,18 +137,22 @@ class Predictor:
             raise ValueError(f"n_threads must be a whole number of at least 1, got {n_threads!r}")
         self.folder, self.max_pixels = Path(released_bundle() if bundle is None else bundle), max_pixels
         self.info = read_bundle(self.folder)
-        detector = self.info.detector
+
+        def opened(kind:str)->Network|None:
+            network = self.info.networks.get(kind)
+            if network is None:
+                return None
+            return open_network(self.folder / network.file, PORTS[kind](network.input_size), n_threads, engine, network.precision)
+
         with ThreadPoolExecutor(2) as pool: # Compiling takes most of the time of a start, and two cores do it in two thirds
-            network = pool.submit(open_network, self.folder / CLASSIFIER_FILE, classifier_ports(self.info.input_size), n_threads, engine, self.info.engine.get("precision", "f32"))
-            found = pool.submit(open_network, self.folder / DETECTOR_FILE, detector_ports(detector["input_size"]), n_threads, engine, detector.get("precision", "f32")) if detector else None
-        self.network, self.detector = network.result(), found and found.result()
+            self.network, self.detector = pool.map(opened, (CLASSIFIER, DETECTOR))
 
     def logits(
         self,
         images:np.ndarray, # uint8 (n, size, size, 3), RGB, as `prepare_image` makes them
     )->np.ndarray:         # float32 (n, 53), in the order of `CARDS`
         "The network's raw answer. Raises `ValueError` for images of another shape or type."
-        size = self.info.input_size
+        size = self.info.classifier.input_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"images must be uint8 of shape (n, {size}, {size}, 3), got {images.dtype} of {images.shape}")
         chunks = [images[start:start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
@@ -164,7 +168,7 @@ class Predictor:
     )->list[FoundCard]:   # The largest first; none if the bundle has no detector
         "Where cards lie in a photo."
         if self.detector is None: return []
-        return find_cards(self.detector, self.info.detector["input_size"], self.info.detector["threshold"], photo)
+        return find_cards(self.detector, self.info.detector.input_size, self.info.detector.thresholds["detection"], photo)
 
     def predict(
         self,
@@ -203,7 +207,7 @@ def views_of(
     photo:np.ndarray,     # The decoded source, uint8 (h, w, 3)
 )->list[View]:            # The largest card first; at least one
     "Every card, straightened, or the picture as a whole."
-    size, found = predictor.info.input_size, predictor.find(photo)
+    size, found = predictor.info.classifier.input_size, predictor.find(photo)
     if not found: return [View(resize_image(photo, size), None)]
     places, fine = [as_shares(card.corners, photo) for card in found], photo
     smallest = min(np.linalg.norm(np.roll(card.corners, -1, axis=0) - card.corners, axis=1).min() for card in found)
@@ -234,7 +238,7 @@ def begin(
     source:ImageSource,   # Of one photo
 )->Examination:           # With the views to begin with
     "Decodes a photo, and finds the cards in it unless it is small enough to be read as a whole first."
-    start, size = time.perf_counter(), predictor.info.input_size
+    start, size = time.perf_counter(), predictor.info.classifier.input_size
     photo = decode_image(source, predictor.max_pixels, target=PHOTO_SIDE if predictor.detector else size)
     middle = time.perf_counter()
     is_small = predictor.detector is None or max(photo.shape[:2]) <= SMALL*size
@@ -260,7 +264,7 @@ def reading_order(
     info:BundleInfo,
 )->list[int]:                # Numbers of its views
     "Cards that could be read before those that could not; among them the largest first, as they come."
-    likeliest = softmax(examination.logits, info.temperature).max(axis=1)
+    likeliest = softmax(examination.logits, info.classifier.temperature).max(axis=1)
     return sorted(range(len(likeliest)), key=lambda number: why_rejected(float(likeliest[number]), info, examination.views[number].corners) is not None)
 
 def is_unclear(
@@ -269,7 +273,7 @@ def is_unclear(
 )->bool:
     "Whether a picture that was read as a whole is worth searching for cards."
     is_whole = predictor.detector is not None and examination.views[0].corners is None
-    return is_whole and why_rejected(float(softmax(examination.logits[0], predictor.info.temperature).max()), predictor.info, None) is not None
+    return is_whole and why_rejected(float(softmax(examination.logits[0], predictor.info.classifier.temperature).max()), predictor.info, None) is not None
 
 # %% ../../nbs/recognition/02_predictor.ipynb #3759709c
 def examine(
@@ -288,7 +292,7 @@ def examine(
             prepared.append(error)
     examinations = [item for item in prepared if not isinstance(item, ImageError)]
     ask_network(predictor, examinations)
-    again = [one for one in examinations if max(one.photo.shape[:2]) <= SMALL*predictor.info.input_size and is_unclear(predictor, one)]
+    again = [one for one in examinations if max(one.photo.shape[:2]) <= SMALL*predictor.info.classifier.input_size and is_unclear(predictor, one)]
     for one in again:
         start = time.perf_counter()
         one.views = views_of(predictor, one.source, one.photo)

@@ -7,8 +7,8 @@ __all__ = ['API_KEYS_VARIABLE', 'API_PATHS', 'SECURITY_HEADERS', 'API_POLICY', '
            'CARD_EXAMPLE', 'NO_CARD_EXAMPLE', 'EVERYWHERE', 'PREDICT_BODY', 'DESCRIPTION', 'SETTINGS_VARIABLE',
            'FileParts', 'boundary_of', 'read_files', 'api_keys', 'is_key_right', 'problem_response', 'Exchange',
            'Guard', 'ProblemAnswer', 'Candidate', 'CardAnswer', 'FileAnswer', 'PredictAnswer', 'Feedback',
-           'FeedbackAnswer', 'ModelAnswer', 'Health', 'may_answer', 'json_response', 'add_predict', 'add_others',
-           'add_problems', 'Site', 'make_app']
+           'FeedbackAnswer', 'NetworkAnswer', 'ModelAnswer', 'Health', 'may_answer', 'json_response', 'add_predict',
+           'add_others', 'add_problems', 'Site', 'make_app']
 
 # %% ../../nbs/serving/03_api.ipynb #3009c9e7
 import asyncio
@@ -299,22 +299,33 @@ class FeedbackAnswer(BaseModel):
     card:str = Field(examples=[CARD_EXAMPLE])
 
 # %% ../../nbs/serving/03_api.ipynb #8b6cd833
+class NetworkAnswer(BaseModel):
+    "One network of the bundle in service."
+    input_size:int
+    mean:list[float]
+    std:list[float]
+    architecture:str
+    thresholds:dict[str, float]
+    temperature:float|None
+    precision:str
+    bits:int
+    run:str
+    ancestors:list[dict]
+    training:dict
+    metrics:dict = Field(description="Figures measured on this network alone")
+    file:str
+    sha256:str
+
 class ModelAnswer(BaseModel):
     "What the bundle in service says about itself."
     name:str
     model_version:str
     created:str
-    architecture:str
-    input_size:int
-    temperature:float
-    rejection_threshold:float
-    detector:dict = Field(description="Of the network that finds cards in a photo; empty without one")
+    networks:dict[str, NetworkAnswer] = Field(description="`classifier`, and `detector` where there is one")
     class_names:list[str]
     data:dict
-    metrics:dict
-    training:dict
+    metrics:dict = Field(description="Figures of the whole way, from a file to its answer")
     code_version:str
-    files:dict[str, str]
 
 class Health(BaseModel):
     "How the worker is."

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import BundleError, DETECTOR_FILE, CLASSIFIER_FILE, read_bundle, released_bundle, write_bundle
+from ..bundle import BundleError, read_bundle, released_bundle, write_bundle
 from ..images import ImageError
 from ..cards import Card, CardNameError
 from ..settings import ServeSettings
@@ -44,7 +44,7 @@ def warm_up(
     predictor:Predictor, # Just loaded
 )->Predictor:            # The same
     "Runs the networks a few times, so that the first request isn't the slow one. Raises `BundleError` if it can't answer."
-    size = predictor.info.input_size
+    size = predictor.info.classifier.input_size
     for n_images in (1, 1, 2):
         predictor.logits(np.full((n_images, size, size, 3), 128, np.uint8))
         predictor.find(np.full((size, size, 3), 128, np.uint8))
@@ -59,8 +59,7 @@ def copy_bundle(
     "Keeps a bundle for workers that start while the folder itself holds a bad one."
     try:
         info = read_bundle(folder)
-        detector = (folder / DETECTOR_FILE).read_bytes() if info.detector else None
-        write_bundle(to, info, (folder / CLASSIFIER_FILE).read_bytes(), detector, overwrite=True)
+        write_bundle(to, info, {kind: folder / network.file for kind, network in info.networks.items()}, overwrite=True)
     except (BundleError, OSError) as error: # It was replaced again, or another worker copies it, too
         log.warning("bundle not copied", extra={"fields": {"why": str(error)}})
 

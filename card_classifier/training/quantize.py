@@ -7,7 +7,6 @@ __all__ = ['QUANTIZED', 'MAX_LOST', 'MAX_SHARE', 'MIN_SPEED', 'CALIBRATION_IMAGE
            'compare_networks', 'pass_gate', 'varied_images', 'quicker_form']
 
 # %% ../../nbs/training/08_quantize.ipynb #afa82962
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import BundleInfo, softmax
+from ..bundle import CLASSIFIER, INPUT_NAME, BundleInfo, model_version_of, softmax
 from ..images import prepare_image
 from ..data.shards import ShardFolder
 from card_classifier.evaluation.calibration import (
     choose_rejection_threshold, fit_temperature,
 )
 from ..evaluation.metrics import evaluate, expected_calibration_error
-from .export import ExportError, INPUT
+from .export import ExportError
 
 # %% ../../nbs/training/08_quantize.ipynb #3b97e055
 QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "AveragePool", "Clip", "Relu"]
@@ -41,7 +40,7 @@ def quantize(
         def __init__(self): self.left:Iterator[np.ndarray] = iter(images)
         def get_next(self):
             image = next(self.left, None)
-            return None if image is None else {INPUT: image[None]}
+            return None if image is None else {INPUT_NAME: image[None]}
 
     with tempfile.TemporaryDirectory() as folder:
         full, prepared, small = (Path(folder)/name for name in ("full.onnx", "prepared.onnx", "small.onnx"))
@@ -153,7 +152,7 @@ def quicker_form(
     "The quicker form of a network. Raises `ExportError` if it doesn't pass the gate."
     samples = {split: shards.samples(split) for split in ("train", "valid", "test")}
     targets = {split: np.array([sample.class_index for sample in some]) for split, some in samples.items()}
-    def read(some): return np.stack([prepare_image(shards.read(sample), info.input_size) for sample in some])
+    def read(some): return np.stack([prepare_image(shards.read(sample), info.classifier.input_size) for sample in some])
     small = quantize(content, read(samples["train"][::max(1, len(samples["train"])//CALIBRATION_IMAGES)])) if int8 else content
     images = read(samples["valid"])
     with tempfile.TemporaryDirectory() as folder:
@@ -165,10 +164,12 @@ def quicker_form(
     pass_gate(comparison)
     temperature = fit_temperature(valid_logits, targets["valid"])
     test_logits = np.concatenate([networks[1](batch)[0] for batch in np.array_split(read(samples["test"]), max(1, len(samples["test"])//16))])
-    metrics = {"gate": comparison.to_dict(), "full": info.metrics}
+    metrics = {"gate": comparison.to_dict(), "full": info.classifier.metrics}
     for split, logits in (("valid", valid_logits), ("test", test_logits)):
         found = evaluate(logits, targets[split], [sample.path for sample in samples[split]], temperature, shards.leaking(split))
         metrics[split] = {name: value for name, value in found.items() if not isinstance(value, list | dict) or name == "without_leaking"}
     threshold = choose_rejection_threshold(softmax(valid_logits, temperature).max(axis=1), 0.01)
-    said = {**info.engine, "name": engine} | ({"bits": 8} if int8 else {}) | ({"precision": "bf16"} if bf16 else {})
-    return replace(info, temperature=temperature, rejection_threshold=threshold, model_version=hashlib.sha256(small).hexdigest()[:12], metrics=metrics, engine=said), small, comparison
+    info = info.with_network(
+        CLASSIFIER, temperature=temperature, thresholds={**info.classifier.thresholds, "rejection": threshold}, metrics=metrics,
+        bits=8 if int8 else 32, precision="bf16" if bf16 else "f32")
+    return replace(info, model_version=model_version_of({CLASSIFIER: small})), small, comparison
