@@ -8,7 +8,7 @@ __all__ = ['WHITE', 'MIDDLE', 'Mark', 'CROWNS', 'OUTLINES', 'STAR', 'FACE_WIDTH'
            'stain', 'scratch', 'rub_edges', 'wear_out', 'card_outline', 'finish', 'render_face', 'back_field',
            'render_back']
 
-# %% ../../nbs/render/03_faces.ipynb #2f66f1fa
+# %% ../../nbs/render/03_faces.ipynb #3b97a40a
 import math
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..cards import Card, Rank, pip_places
 from .canvas import Canvas, Colour, blank, curve, mix, smooth_noise, text_mask
 from card_classifier.render.figures import (
-    COURTS, FIGURES, Fill, assemble, court_drawing, court_fills, double_ended, random_choice,
+    COURTS, FIGURES, Fill, court_drawing, court_fills, double_ended, random_choice,
 )
 from .styles import CARD_HEIGHT, CARD_WIDTH, DeckStyle, SUITS, read_toml, suit_mask
 

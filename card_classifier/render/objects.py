@@ -50,7 +50,7 @@ def draw_words(
             cv2.line(sheet, (int(x), y), (int(end), y), ink, max(1, step//3))
             x = end + step//2
 
-# %% ../../nbs/render/06_objects.ipynb #531c2f6f
+# %% ../../nbs/render/06_objects.ipynb #f58c4b06
 def landscape(
     generator:np.random.Generator,
     height:int, # Pixels
@@ -93,12 +93,12 @@ def draw_creature(
     oval(body, generator.uniform(0.15, 0.4, 2), cloth)
     oval(head, generator.uniform(0.12, 0.24, 2), skin)
     if generator.random() < 0.5: # A belly
-        oval(body + (0, -0.05), generator.uniform(0.06, 0.15, 2), skin)
+        oval(body + np.array([0, -0.05]), generator.uniform(0.06, 0.15, 2), skin)
     for side in (-1, 1):
         if generator.random() < 0.8: # An eye
-            oval(head + (0.07*side, -0.02), np.full(2, 0.03), (20, 20, 20))
+            oval(head + np.array([0.07*side, -0.02]), np.full(2, 0.03), (20, 20, 20))
         if generator.random() < 0.5: # An ear
-            oval(head + (0.12*side, -0.18), generator.uniform(0.03, 0.09, 2), skin)
+            oval(head + np.array([0.12*side, -0.18]), generator.uniform(0.03, 0.09, 2), skin)
 
 # %% ../../nbs/render/06_objects.ipynb #0db40df3
 LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
