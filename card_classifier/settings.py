@@ -121,7 +121,7 @@ class DataSettings(SettingsGroup):
         minimum=0.01, maximum=0.3)
     split_seed:int = setting(1, "Seed of the splits, when the data has none of its own")
     folder:str = setting("",
-        "Folder of the shards; empty: data/ for real images, outputs/decks/… for the rendered deck")
+        "Folder of the shards; empty: data/ for auto and kaggle, a folder of its own under outputs/ for anything else")
     leave_out:bool = setting(True, "Leave out the training images on the audit's exclusion list")
     deck_train:int = setting(64, "Rendered training images per class, when the source is the deck", minimum=1)
     deck_valid:int = setting(6, "Rendered validation images per class, from decks unseen in training", minimum=1)

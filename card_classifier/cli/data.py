@@ -12,16 +12,19 @@ from typing import Annotated
 
 import typer
 
+from .settings import setting_option
 from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
-from ..data.shards import DATASET_FILE, ShardFolder, dvc_status, open_shards, prepare
-from ..settings import checkout, find_checkout
+from ..data.cache import all_shards_folders
+from ..data.shards import ShardFolder, dvc_status, has_shards, open_shards, prepare
+from ..data.source import DATA_VARIABLE
+from ..settings import DataSettings, checkout, find_checkout
 
 # %% ../../nbs/cli/03_data.ipynb #31a951e3
 def shards_at(
     folder:Path,     # Where they would be
 )->ShardFolder|None: # Open, or None
     "The shards in a folder, if there are any."
-    return open_shards(folder) if (folder/DATASET_FILE).exists() else None
+    return open_shards(folder) if has_shards(folder) else None
 
 def find_shards(
     wanted:str,    # A folder of shards; empty: find them
@@ -35,8 +38,7 @@ def find_shards(
             raise CommandError(f"{wanted} holds no shards; {advice}")
         return shards
     root = find_checkout()
-    folders = [root/"data", *sorted((root/"outputs"/"decks").glob("*"))] if root else []
-    there = [shards for shards in map(shards_at, folders) if shards is not None]
+    there = [open_shards(folder) for folder in all_shards_folders(root)] if root else []
     if not there:
         raise CommandError("there are no shards to evaluate on; "
             "make them with card-classifier data prepare, or name a folder of shards with --data")
@@ -46,10 +48,12 @@ def print_shards(
     shards:ShardFolder, # Open
     folder:str,         # Name of their folder
 )->None:
-    "How many images each split has, and how many of them training leaves out."
+    "How many images each split has, how many of them training leaves out, and whether they were split here."
     n_left_out = {"train": len(shards.exclusions)}
     rows = [(split, n_images, n_left_out.get(split, 0)) for split, n_images in shards.counts.items()]
     print_table(f"{shards.name} in {folder}/, checksum {shards.checksum[:12]}", ["split", "images", "left out"], rows)
+    if shards.split_note:
+        typer.echo(shards.split_note)
 
 # %% ../../nbs/cli/03_data.ipynb #e9abbf90
 data_app = typer.Typer(help="The images: what is there, and making it ready.", invoke_without_command=True)
@@ -63,9 +67,9 @@ def data(context:typer.Context)->None:
     if context.invoked_subcommand:
         return
     root = checkout()
-    named = os.environ.get("CARD_CLASSIFIER_DATA", "")
+    named = os.environ.get(DATA_VARIABLE, "")
     is_missing = named and not Path(named).exists()
-    told = named or "CARD_CLASSIFIER_DATA is not set, so Kaggle"
+    told = named or f"{DATA_VARIABLE} is not set, so Kaggle"
     typer.echo(f"raw data: {told}{' (nothing there!)' if is_missing else ''}")
     shards = shards_at(root/"data")
     if shards is None:
@@ -83,14 +87,18 @@ def data_prepare(
     source:Annotated[str, typer.Option(
         help="Zip or folder, kaggle, or deck; without it CARD_CLASSIFIER_DATA, else Kaggle")] = "",
     folder:Annotated[str, typer.Option(help="Where the shards go; without it data/ of the checkout")] = "",
+    valid_fraction:Annotated[float, setting_option(DataSettings, "valid_fraction")] = DataSettings.valid_fraction,
+    test_fraction:Annotated[float, setting_option(DataSettings, "test_fraction")] = DataSettings.test_fraction,
+    split_seed:Annotated[int, setting_option(DataSettings, "split_seed")] = DataSettings.split_seed,
 )->None:
     "Makes shards of raw images: extracts, audits, packs. Goes on where it was interrupted; again, it does nothing."
     from card_classifier.data.source import find_source
     root = checkout()
     target = Path(folder).resolve() if folder else root/"data"
+    settings = DataSettings(valid_fraction=valid_fraction, test_fraction=test_fraction, split_seed=split_seed)
     with progress_bars() as report:
         data_set = find_source(source or None, root/"outputs"/"raw", report)
-        shards = prepare(data_set, target, progress=report)
+        shards = prepare(data_set, target, progress=report, settings=settings)
     for problem in data_set.csv_problems:
         typer.echo(f"cards.csv: {problem}; the disk wins")
     for stray in data_set.strays:
