@@ -34,7 +34,10 @@ setup(
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
     ],
     packages=find_packages(include=["card_classifier", "card_classifier.*"]),
-    package_data={"card_classifier": ["pips.toml", "released/*", "demo/examples/*"]},
+    package_data={
+        "card_classifier": ["pips.toml", "released/*"],
+        "card_classifier.demo": ["*.toml", "examples/*", "static/*", "templates/*"],
+    },
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={"serve": serve, "parquet": parquet, "train": train, "dev": [*train, *serve, *parquet, *dev]},

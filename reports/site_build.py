@@ -96,7 +96,8 @@ def llms_text() -> str:
         lines += ["", f"## {section}", ""] if section else []
         for page in pages:
             title, description = title_and_description(page)
-            lines.append(f"- [{title}]({host}{base}/{output_name(page)}.md): {description}")
+            name = f"{output_name(page)}.md" if page.endswith(".ipynb") else Path(page).with_suffix(".md").as_posix()
+            lines.append(f"- [{title}]({host}{base}/{name}): {description}")
     return "\n".join(lines) + "\n"
 
 
@@ -105,17 +106,27 @@ def finish_signature(text: str) -> str:
     return re.sub(r"(?<=```python\n)(.*?)(?=\n```)", lambda match: match[0].replace("`", "'"), text, count=1, flags=re.DOTALL)
 
 
+def finish_cell(cell: nbformat.NotebookNode) -> None:
+    "Gives a cell's pictures their alternative text as Quarto reads it, and its signature without Markdown."
+    quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
+    cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
+    for output in cell.get("outputs", []):
+        kept = [about["alt"] for about in output.get("metadata", {}).values() if isinstance(about, dict) and "alt" in about]
+        if kept and "fig-alt" not in cell.source:
+            cell.source = f"#| fig-alt: {json.dumps(kept[0], ensure_ascii=False)}\n{cell.source}"
+        if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
+            output.data["text/markdown"] = finish_signature(output.data["text/markdown"])
+
+
 def finish_notebook(file: Path) -> None:
-    "What nbdev leaves to do in a processed page: alternative texts of pictures, and signatures without Markdown."
+    "What nbdev leaves to do in a processed page."
     notebook = nbformat.read(file, 4)
     before = nbformat.writes(notebook)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            texts = [about["alt"] for about in output.get("metadata", {}).values() if isinstance(about, dict) and "alt" in about]
-            if texts and "fig-alt" not in cell.source:
-                cell.source = f"#| fig-alt: {json.dumps(texts[0], ensure_ascii=False)}\n{cell.source}"
-            if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = finish_signature(output.data["text/markdown"])
+        if cell.cell_type == "code":
+            finish_cell(cell)
+    if "widget-view" not in before:
+        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere, and Quarto then loads scripts of other hosts
     if nbformat.writes(notebook) != before:
         nbformat.write(notebook, file)
 
@@ -130,7 +141,10 @@ def process(force: bool = True) -> None:
     build_index()
     if force:
         shutil.rmtree(PROCESSED, ignore_errors=True)
-    proc_nbs(n_workers=0)
+    try:
+        proc_nbs(n_workers=0)
+    except Exception as error:  # nbdev's own names the notebook and the cell
+        sys.exit(f"the docs can't be built. {error}")
     for page in PROCESSED.rglob("*.ipynb"):
         finish_notebook(page)
 

@@ -22,7 +22,7 @@ from conftest import colour_network, colour_picture
 
 from card_classifier.bundle import released_bundle, write_bundle
 from card_classifier.cards import CARDS
-from card_classifier.demo.app import EXAMPLES
+from card_classifier.demo.backend import EXAMPLES
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 
