@@ -8,7 +8,7 @@ __all__ = ['FACE_PIXELS', 'GROUNDS', 'Box', 'LAYOUTS', 'FORMATS', 'MIN_WITH_INDE
            'photographed_deck', 'some_colour', 'leaves', 'clouds', 'stripes', 'two_grounds', 'ground', 'some_box',
            'write', 'landscape', 'creature', 'decorate', 'rectangle_thing', 'quad_at', 'lay_thing', 'slide_under',
            'cover_card', 'lay_out', 'visible_share', 'index_share', 'tells_its_card', 'TableScene', 'compose', 'dim',
-           'draw_corners', 'square']
+           'draw_corners']
 
 # %% ../../nbs/render/03_scenes.ipynb #62e17bfb
 import math
@@ -600,12 +600,3 @@ def draw_corners(
         cv2.polylines(image, [np.int32(np.round(quad))], True, colour, thickness, cv2.LINE_AA)
         cv2.circle(image, np.int32(np.round(quad[0])).tolist(), 3*thickness, colour, -1, cv2.LINE_AA)
     return image
-
-def square(
-    image:np.ndarray, # RGB, uint8, longer side `size`
-    size:int,         # Pixels
-)->np.ndarray:        # RGB, shape (size, size, 3), grey to the right or below
-    "A picture of any format in a square."
-    frame = np.full((size, size, 3), 114, np.uint8)
-    frame[:image.shape[0], :image.shape[1]] = image[:size, :size]
-    return frame

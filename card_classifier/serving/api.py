@@ -240,7 +240,7 @@ class Guard:
 
 # %% ../../nbs/serving/03_api.ipynb #6df1614a
 CARD_EXAMPLE = "ace of spades"
-NO_CARD_EXAMPLE = "no card is clear enough, the likeliest has 23.0% and 50.0% is asked for"
+NO_CARD_EXAMPLE = "no card recognised: the best guess has 23 %, below the threshold of 40 %"
 
 class ProblemAnswer(BaseModel):
     "Why a request was refused (RFC 9457, problem details)."
@@ -275,7 +275,7 @@ class FileAnswer(BaseModel):
     rejection_reason:str|None = Field(examples=[None, NO_CARD_EXAMPLE])
     cards:list[CardAnswer] = Field(description="Every card of the photo: those that could be read, the largest first, then the others; the fields above speak of the first")
     model_version:str = Field(examples=["7194c9219906"])
-    milliseconds:dict[str, float] = Field(description="Spent on this file by stage", examples=[{"decode": 0.5, "find": 0.1, "network": 4.1}])
+    milliseconds:dict[str, float] = Field(description="Spent on this file by stage", examples=[{"decode": 0.5, "detect": 0.1, "classify": 4.1}])
     error:ProblemAnswer|None = Field(description="Why this file could not be read; the other files are answered all the same")
 
 class PredictAnswer(BaseModel):
@@ -283,7 +283,7 @@ class PredictAnswer(BaseModel):
     request_id:str = Field(description="For feedback and for questions", examples=["5f1c0f6f0e5b4b1f9f0c6f1f2a3b4c5d"])
     model_version:str = Field(examples=["7194c9219906"])
     recorded:Literal["off", "queued", "written", "lost"] = Field(description="Whether the answers are recorded; `written` only with record=wait")
-    timings:dict[str, float] = Field(description="Milliseconds by stage, of the whole request", examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "find": 0.1, "network": 4.1, "total": 5.3}])
+    timings:dict[str, float] = Field(description="Milliseconds by stage, of the whole request", examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "detect": 0.1, "classify": 4.1, "total": 5.3}])
     predictions:list[FileAnswer] = Field(description="One for each file, in the order of the files")
 
 class Feedback(BaseModel):

@@ -47,7 +47,7 @@ def warm_up(
     size = predictor.info.classifier.input_size
     for n_images in (1, 1, 2):
         predictor.logits(np.full((n_images, size, size, 3), 128, np.uint8))
-        predictor.find(np.full((size, size, 3), 128, np.uint8))
+        predictor.detect(np.full((size, size, 3), 128, np.uint8))
     return predictor
 
 SPARE_VARIABLE = "CARD_CLASSIFIER_SPARE_BUNDLE" # Names a folder with a copy of the latest bundle that was good
@@ -237,7 +237,7 @@ def answer_request(
     started, timings = time.perf_counter(), dict(timings or {})
     outcomes, model_version = look_at(service, files, top_k)
     recorded = keep_records(service, request_id, files, outcomes, is_waiting)
-    for stage in ("decode", "find", "network"):
+    for stage in ("decode", "detect", "classify"):
         timings[stage] = sum(outcome.prediction.milliseconds[stage] for outcome in outcomes if isinstance(outcome, Examined))
     timings["total"] = sum(timings.get(stage, 0) for stage in ("receive", "wait")) + 1000*(time.perf_counter() - started)
     for stage, milliseconds in timings.items(): service.metrics.of_stage[stage].observe(milliseconds/1000)

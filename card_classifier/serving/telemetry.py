@@ -27,7 +27,7 @@ from ..records.writer import Records
 # %% ../../nbs/serving/01_telemetry.ipynb #d73fc36a
 SECONDS = (.001, .002, .003, .005, .0075, .01, .015, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
 prometheus_client.disable_created_metrics() # A second line for each counter that nobody here reads
-STAGES = ("receive", "wait", "decode", "find", "network", "total")
+STAGES = ("receive", "wait", "decode", "detect", "classify", "total")
 
 class Metrics:
     "What a worker counts."

@@ -358,7 +358,7 @@ def service_answers(image: str, target: str) -> str:
         require(status == 200 and headers["content-type"].startswith("text/html"), f"the demo answered {status}: {body[:300]!r}")
         missing = [path for path in sorted(set(re.findall(r'(?:src|href)="(?:\./|/)?(assets/[^"]+|static/[^"]+|theme\.css[^"]*)"', body.decode()))) if ask(service.port, "GET", f"/{path}")[0] != 200]
         require(not missing, f"the demo's page names what is not there: {missing}")
-    return f"answers in {several[0]['milliseconds'].get('network', 0):.1f} ms of network; the demo's first page in {first:.1f} s"
+    return f"answers in {several[0]['milliseconds'].get('classify', 0):.1f} ms of classifier; the demo's first page in {first:.1f} s"
 
 
 @check("under load: memory, then SIGTERM with requests on their way; records kept")
