@@ -6,14 +6,14 @@
 __all__ = ['MEASURED_ON', 'measured_parts', 'interval_text', 'MeasuredPart', 'measured_part', 'figures_of', 'accuracy_html',
            'model_line', 'date_text', 'data_text', 'model_facts', 'network_facts', 'model_html']
 
-# %% ../../nbs/demo/04_about.ipynb #928f0892
+# %% ../../nbs/demo/04_about.ipynb #065e384f
 from dataclasses import dataclass
 from datetime import datetime
 
 from markupsafe import Markup
 
 from ..bundle import BundleInfo, NetworkInfo, is_number
-from .templates import fill_template, percent, read_table
+from .templates import counted, fill_template, percent, read_table
 
 # %% ../../nbs/demo/04_about.ipynb #493c3206
 MEASURED_ON = read_table("measured")
@@ -128,7 +128,7 @@ def model_facts(
         "Code": info.code_version,
     }
 
-# %% ../../nbs/demo/04_about.ipynb #ca14f0e8
+# %% ../../nbs/demo/04_about.ipynb #2f30fc41
 def network_facts(
     network:NetworkInfo,
 )->dict[str, str]: # What is unknown is empty
@@ -146,7 +146,7 @@ def network_facts(
         "Right, alone": f"{alone.accuracy:.1%} of {alone.n} {alone.images}. {alone.interval}" if alone else "",
         "Corners off by": f"{corners:.1%} of a card’s diagonal" if is_number(corners) else "",
         "Trained in": network.run,
-        "Goes on from": ", ".join(ancestor["run"] for ancestor in network.ancestors),
+        "Goes on from": counted(len(network.ancestors), "earlier run") if network.ancestors else "",
     }
 
 # %% ../../nbs/demo/04_about.ipynb #d91efb9f

@@ -26,11 +26,12 @@ def style_sheet()->str: # CSS
     "All of the page's own style."
     return "\n".join([colour_variables(), *(read_static(f"{name}.css") for name in STYLE_SHEETS)])
 
-# %% ../../nbs/demo/06_looks.ipynb #36966640
+# %% ../../nbs/demo/06_looks.ipynb #33e49a52
 def icon_url()->str:
     "The page's icon as a data URL."
     return f"data:image/svg+xml,{quote(read_static('icon.svg'))}"
 
+# %% ../../nbs/demo/06_looks.ipynb #ec3ebb65
 def head_html(
     max_files:int, # Most photos in one request
     max_body:int,  # Largest request in bytes
