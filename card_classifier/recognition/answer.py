@@ -23,26 +23,26 @@ from ..bundle import BundleInfo, softmax
 from ..cards import CARDS, Card
 from .display import SURE, UNSURE, Mark, annotated_svg
 
-# %% ../../nbs/recognition/03_answer.ipynb #afe60b9b
+# %% ../../nbs/recognition/03_answer.ipynb #c22fe87b
 def said(
     description:str,   # A sentence, for the API's documentation
     *examples:object,  # As they are in JSON
     **bounds:float,    # `ge` and `le`, as pydantic calls them
-)->typing.Any:
-    "A field that is part of the answer."
-    return field(metadata={"description": description, "examples": list(examples), **bounds})
+)->dict[str, typing.Any]: # For `dataclasses.field`
+    "What makes a field a part of the answer."
+    return {"description": description, "examples": list(examples), **bounds}
 
 Corners = list[list[float]] # Four pairs [x, y], relative to the photo's width and height
 CARD_EXAMPLE, PROBABILITY_EXAMPLE = "ace of spades", 0.993
 CORNERS_EXAMPLE = [[0.31, 0.22], [0.58, 0.24], [0.57, 0.71], [0.29, 0.69]]
 REASON_EXAMPLE = "no card recognised: the best guess has 23 %, below the threshold of 40 %"
 
-# %% ../../nbs/recognition/03_answer.ipynb #23289902
+# %% ../../nbs/recognition/03_answer.ipynb #bca77a35
 @dataclass(frozen=True)
 class Candidate:
     "A card and how likely it is."
-    card:Card = said("The card", CARD_EXAMPLE)
-    probability:float = said("Calibrated probability that it is this card", PROBABILITY_EXAMPLE, ge=0, le=1)
+    card:Card = field(metadata=said("The card", CARD_EXAMPLE))
+    probability:float = field(metadata=said("Calibrated probability that it is this card", PROBABILITY_EXAMPLE, ge=0, le=1))
 
     def __iter__(self)->Iterator: # So that `for card, probability in prediction.top` works
         return iter((self.card, self.probability))
@@ -50,15 +50,15 @@ class Candidate:
 @dataclass(frozen=True)
 class CardInPhoto:
     "One card of a photo."
-    card:Card = said("The likeliest card, also when rejected", CARD_EXAMPLE)
-    probability:float = said("Calibrated probability that it is this card", PROBABILITY_EXAMPLE, ge=0, le=1)
-    corners:Corners|None = said(
+    card:Card = field(metadata=said("The likeliest card, also when rejected", CARD_EXAMPLE))
+    probability:float = field(metadata=said("Calibrated probability that it is this card", PROBABILITY_EXAMPLE, ge=0, le=1))
+    corners:Corners|None = field(metadata=said(
         "Four pairs [x, y] relative to the photo's width and height, clockwise from a top left corner of the card (it has two); "
-        "beyond 0 and 1 where the frame cuts it. Null where the photo was read as a whole", CORNERS_EXAMPLE)
-    is_rejected:bool = said("Whether it is unclear which card this is, or whether it is one", False)
-    rejection_reason:str|None = said("Why, in a sentence; null if it is not rejected", None, REASON_EXAMPLE)
+        "beyond 0 and 1 where the frame cuts it. Null where the photo was read as a whole", CORNERS_EXAMPLE))
+    is_rejected:bool = field(metadata=said("Whether it is unclear which card this is, or whether it is one", False))
+    rejection_reason:str|None = field(metadata=said("Why, in a sentence; null if it is not rejected", None, REASON_EXAMPLE))
 
-# %% ../../nbs/recognition/03_answer.ipynb #12fa8303
+# %% ../../nbs/recognition/03_answer.ipynb #4b8b8a30
 def as_json(
     value:object, # Of an answer
 )->typing.Any:    # In plain types
@@ -74,15 +74,15 @@ def as_json(
 @dataclass(frozen=True)
 class Prediction:
     "What is seen in one photo."
-    card:Card = said("The likeliest card, also when rejected; of several the largest that could be read", CARD_EXAMPLE)
-    probability:float = said("Calibrated probability that it is this card", PROBABILITY_EXAMPLE, ge=0, le=1)
-    top:list[Candidate] = said("The likeliest cards, best first")
-    is_rejected:bool = said("Whether the answer is: no card here", False)
-    rejection_reason:str|None = said("Why, in a sentence; null if it is not rejected", None, REASON_EXAMPLE)
-    cards:list[CardInPhoto] = said("Every card of the photo: those that could be read, the largest first, then the others; "
-        "the fields above speak of the first")
-    model_version:str = said("Which networks said so", "c4360eb17ffb")
-    milliseconds:dict[str, float] = said("Spent on each stage", {"decode": 0.5, "detect": 0.1, "classify": 4.1})
+    card:Card = field(metadata=said("The likeliest card, also when rejected; of several the largest that could be read", CARD_EXAMPLE))
+    probability:float = field(metadata=said("Calibrated probability that it is this card", PROBABILITY_EXAMPLE, ge=0, le=1))
+    top:list[Candidate] = field(metadata=said("The likeliest cards, best first"))
+    is_rejected:bool = field(metadata=said("Whether the answer is: no card here", False))
+    rejection_reason:str|None = field(metadata=said("Why, in a sentence; null if it is not rejected", None, REASON_EXAMPLE))
+    cards:list[CardInPhoto] = field(metadata=said("Every card of the photo: those that could be read, the largest first, then the others; "
+        "the fields above speak of the first"))
+    model_version:str = field(metadata=said("Which networks said so", "c4360eb17ffb"))
+    milliseconds:dict[str, float] = field(metadata=said("Spent on each stage", {"decode": 0.5, "detect": 0.1, "classify": 4.1}))
     photo:np.ndarray|None = field(default=None, repr=False, compare=False) # Small, and only if it was to be kept
 
     def to_dict(self)->dict: # Ready for JSON

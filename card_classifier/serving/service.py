@@ -21,10 +21,10 @@ import numpy as np
 
 from ..bundle import BundleError, read_bundle, released_bundle, write_bundle
 from ..images import ImageError
-from ..cards import Card, CardNameError
+from ..cards import Card, CardNameError, NO_CARD
 from ..settings import ServeSettings
 from card_classifier.records.schema import (
-    NO_CARD, RecordsAwayError, RecordsError, UnknownRequestError, record_of,
+    RecordsAwayError, RecordsError, UnknownRequestError, record_of,
 )
 from ..recognition.predictor import BATCH_SIZE, Examined, Predictor, examine
 from ..records.retention import apply_retention
