@@ -28,7 +28,7 @@ from ..bundle import CORNERS_NAME, DETECTOR_STRIDE, INPUT_NAME, SCORES_NAME
 from ..images import letterbox, resize_image
 from ..settings import ModelSettings
 from ..render.scenes import Scene
-from ..render.scenes import Deck, compose, tells_its_card
+from ..render.composition import Deck, compose, is_recognisable
 from .export import ExportError, OPSET, finished
 from .networks import create_model
 
@@ -236,7 +236,7 @@ class SceneLoader(DataLoader):
         "One scene, in a square."
         generator = np.random.default_rng(np.random.randint(2**31, size=4) if self.seed is None else [self.seed, index])
         scene = compose(self.decks, generator, self.size)
-        enough = np.where(tells_its_card(scene.visible, scene.index_visible), np.maximum(scene.visible, MIN_VISIBLE), scene.visible) # An index seen whole is as good
+        enough = np.where(is_recognisable(scene.visible, scene.index_visible), np.maximum(scene.visible, MIN_VISIBLE), scene.visible) # An index seen whole is as good
         scene = Scene(scene.image, scene.cards, scene.corners, enough)
         if generator.random() < SQUEEZED:
             return squeeze(scene, self.size)

@@ -1,4 +1,4 @@
-"Rendered decks: the same bytes in every process, whatever the order; whole after a kill; corners that are true; nothing mirrored."
+"Rendered decks: the same bytes in every process and order; whole after a kill; true corners; nothing mirrored."
 import hashlib
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,14 +18,17 @@ from hypothesis import strategies as st
 
 from card_classifier.cards import CARDS, Card
 from card_classifier.files import STALE_SECONDS
-from card_classifier.render.dataset import DATA_SET_FILE, DeckError, render_data_set
+from card_classifier.render.composition import compose, rendered_deck
+from card_classifier.render.dataset import DATA_SET_FILE, DeckError, render_data_set, render_image, renderer_key
 from card_classifier.render.faces import render_back, render_face
 from card_classifier.render.photograph import POSES, photograph, pose
 from card_classifier.render.scenes import render_scene
 from card_classifier.render.styles import random_style
 
+SAMPLES = Path(__file__).parent/"renderer_samples"
 COUNTS = {"train": 2, "valid": 1}
 SIZE = 48
+SAMPLE_SIZE = 56
 
 def checksums(folder:Path)->dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -49,7 +53,8 @@ def test_layout_is_the_public_one(rendered):
 
 def test_workers_and_order_do_not_change_the_bytes(rendered, tmp_path):
     steps = []
-    other = render_data_set(tmp_path/"two", COUNTS, seed=5, size=SIZE, n_workers=2, progress=lambda *step: steps.append(step))
+    other = render_data_set(tmp_path/"two", COUNTS, seed=5, size=SIZE, n_workers=2,
+                            progress=lambda *step: steps.append(step))
     assert checksums(other) == checksums(rendered)
     assert steps == [(53*done, 53*3) for done in range(1, 4)]
 
@@ -65,7 +70,8 @@ def test_more_images_keep_the_first_ones(rendered, tmp_path):
 
 def test_goes_on_after_a_kill(rendered, tmp_path):
     folder = tmp_path/"killed"
-    code = f"from card_classifier.render.dataset import render_data_set; render_data_set({str(folder)!r}, {COUNTS}, seed=5, size={SIZE})"
+    code = ("from card_classifier.render.dataset import render_data_set\n"
+            f"render_data_set({str(folder)!r}, {COUNTS}, seed=5, size={SIZE})")
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 300  # a busy machine is slow, not wrong
     while sum(1 for _ in folder.rglob("*.jpg")) < 20 and time.monotonic() < deadline:
@@ -75,13 +81,15 @@ def test_goes_on_after_a_kill(rendered, tmp_path):
     n_there = sum(1 for _ in folder.rglob("*.jpg"))
     assert 20 <= n_there < 53*3, "the kill came too late to show anything"
     assert not json.loads((folder/DATA_SET_FILE).read_text())["is_complete"]
-    for path in (folder/".cards.csv.0123abcd.draft", folder/"train"/"joker"/".001.jpg.0123abcd.draft"): # What a kill leaves
+    drafts = (".cards.csv.0123abcd.draft", "train/joker/.001.jpg.0123abcd.draft") # What a kill leaves
+    for path in (folder/draft for draft in drafts):
         path.write_bytes(b"half a picture")
         os.utime(path, (time.time() - 2*STALE_SECONDS,)*2) # Where there are no locks, their age tells
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
     render_data_set(folder, COUNTS, seed=5, size=SIZE)
     assert checksums(folder) == checksums(rendered)
-    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items()), "what was there is not rendered again"
+    is_same = [path.stat().st_mtime_ns == changed for path, changed in kept.items()]
+    assert all(is_same), "what was there is not rendered again"
 
 def test_two_at_once_do_not_disturb_each_other(rendered, tmp_path):
     with ThreadPoolExecutor(2) as pool:
@@ -116,28 +124,69 @@ def test_refuses_folders_that_hold_something_else(rendered, tmp_path):
     assert not (tmp_path/"new").exists()
 
 def test_bytes_do_not_depend_on_the_process():
-    code = ("import hashlib, numpy as np; from card_classifier.cards import CARDS; from card_classifier.render.dataset import *\n"
-            "images = [photograph(render_face(CARDS[i], random_style(i)), np.random.default_rng(i)) for i in range(0, 53, 18)]\n"
+    code = ("import hashlib, numpy as np\nfrom card_classifier.cards import CARDS\n"
+            "from card_classifier.render.composition import compose, rendered_deck\n"
+            "from card_classifier.render.dataset import render_image\n"
+            "from card_classifier.render.scenes import render_scene\n"
+            "from card_classifier.render.styles import random_style\n"
+            "images = [render_image(1, 'train', CARDS[i], 0, 96) for i in range(0, 53, 18)]\n"
             "images.append(render_scene(CARDS[:3], random_style(2), np.random.default_rng(2), 120, 160).image)\n"
+            "images.append(compose([rendered_deck(1)], np.random.default_rng(3), 160).image)\n"
             "print(hashlib.sha256(b''.join(image.tobytes() for image in images)).hexdigest())")
-    runs = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone}, capture_output=True, text=True, check=True).stdout
+    runs = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "TZ": zone},
+                           capture_output=True, text=True, check=True).stdout
             for seed, zone in (("1", "UTC"), ("77", "Asia/Tokyo"))}
     assert len(runs) == 1
 
+def renderer_samples()->np.ndarray:
+    "Faces, backs, images of a data set and a scene, side by side and small: what the renderer draws, in one picture."
+    styles = [random_style(seed, family) for family in ("train", "unseen") for seed in (1, 2, 3)]
+    tiles = [render_face(CARDS[index], style, 40)[..., :3] for style in styles for index in (0, 20, 23, 34, 44, 52)]
+    tiles += [render_back(style, 40)[..., :3] for style in styles]
+    tiles += [render_image(2, split, CARDS[index], 0, SAMPLE_SIZE) for split in ("train", "valid") for index in range(0, 53, 5)]
+    tiles.append(compose([rendered_deck(1)], np.random.default_rng(5), SAMPLE_SIZE, "row").image)
+    sheet = np.zeros((5*SAMPLE_SIZE, 13*SAMPLE_SIZE, 3), np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number//13*SAMPLE_SIZE, number%13*SAMPLE_SIZE
+        sheet[top:top + tile.shape[0], left:left + tile.shape[1]] = tile
+    return sheet
+
+def test_renderer_version_follows_what_is_drawn():
+    "Rendered data sets and caches are named by `renderer_key`: it has to change when the pictures do."
+    saved = SAMPLES/f"{renderer_key()}.png"
+    how = (f"look at the pictures of nbs/render, then save the samples: python {Path(__file__).name} "
+           "(and remove the older file from tests/renderer_samples)")
+    assert saved.exists(), f"the renderer's tables or its version have changed: {how}"
+    before, now = cv2.imread(str(saved))[..., ::-1].astype(int), renderer_samples().astype(int)
+    assert before.shape == now.shape, how
+    # Other processors round now and then; another drawing changes thousands of pixels
+    n_changed = (np.abs(before - now).max(axis=2) > 8).sum()
+    assert n_changed < 50, f"{n_changed} pixels differ: raise RENDERER_VERSION in nbs/render/09_dataset.ipynb, {how}"
+    assert len(list(SAMPLES.glob("*.png"))) == 1, "only the samples of today's renderer are kept"
+
+def test_a_small_change_of_a_drawing_is_noticed():
+    style = random_style(1)
+    king, other = (render_face(CARDS[22], replace(style, court_seed=seed), 64).astype(int) for seed in (1, 5))
+    assert (np.abs(king - other).max(axis=2) > 8).sum() > 50, "another robe is enough"
+
 def test_import_is_light():
-    code = "import sys, card_classifier.render.dataset; print([name for name in ('matplotlib', 'torch', 'fastai', 'pandas') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = ("import sys, card_classifier.render.dataset\n"
+            "print([name for name in ('matplotlib', 'torch', 'fastai', 'pandas') if name in sys.modules])")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 def test_families_share_nothing_that_is_drawn():
     styles = {family: [random_style(seed, family) for seed in range(300)] for family in ("train", "unseen")}
-    for name in (lambda style: style.font, lambda style: style.layout.name, lambda style: style.palette.name, lambda style: style.shape.name):
+    for name in (lambda style: style.font, lambda style: style.layout.name, lambda style: style.palette.name,
+                 lambda style: style.shape.name):
         train, unseen = ({name(style) for style in styles[family]} for family in ("train", "unseen"))
         assert train and unseen and not train & unseen
 
 @pytest.mark.parametrize(("seed", "family"), [(3, "train"), (21, "train"), (6, "unseen")])
 def test_all_53_faces_differ(seed, family):
     style = random_style(seed, family)
-    faces = np.stack([cv2.resize(render_face(card, style), (48, 67), interpolation=cv2.INTER_AREA)[..., :3] for card in CARDS]).astype(np.float32)
+    faces = np.stack([cv2.resize(render_face(card, style), (48, 67), interpolation=cv2.INTER_AREA) for card in CARDS])
+    faces = faces[..., :3].astype(np.float32)
     # A suit or a rank is at least a hundredth of the picture, in another colour or another place
     for i in range(52):
         distance = np.abs(faces[i + 1:] - faces[i]).max(axis=3).reshape(52 - i, -1)
@@ -183,7 +232,8 @@ def test_corners_straighten_the_card():
         scene = render_scene([Card.parse("king of hearts")], style, generator, 400, 500, table_kind="plain")
         straight = cv2.warpPerspective(scene.image, cv2.getPerspectiveTransform(scene.corners[0], upright), (120, 168))
         face = cv2.resize(render_face(scene.cards[0], style)[..., :3], (120, 168), interpolation=cv2.INTER_AREA)
-        likeness = [np.corrcoef(straight[8:-8, 6:-6].ravel(), other[8:-8, 6:-6].ravel())[0, 1] for other in (face, face[:, ::-1])]
+        inner = (slice(8, -8), slice(6, -6))
+        likeness = [np.corrcoef(straight[inner].ravel(), other[inner].ravel())[0, 1] for other in (face, face[:, ::-1])]
         found.append(likeness)
     as_told, mirrored = np.median(found, axis=0)
     assert as_told > 0.8 and as_told > mirrored + 0.2, found
@@ -197,3 +247,31 @@ def test_photograph_uses_only_its_generator():
         states.append((photograph(face, generator).tobytes(), generator.integers(1 << 30)))
     assert states[0] == states[1]
     assert np.random.get_state()[1].tolist() == before
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_composed_scene_tells_the_truth(seed):
+    scene = compose([rendered_deck(1)], np.random.default_rng(seed), 200)
+    n_cards = len(scene.cards)
+    assert max(scene.image.shape) == 200 and scene.corners.shape == (n_cards, 4, 2)
+    assert scene.visible.shape == scene.index_visible.shape == (n_cards,)
+    for fractions in (scene.visible, scene.index_visible):
+        assert (fractions >= 0).all() and (fractions <= 1).all()
+    for corners in (*scene.corners, *scene.objects):
+        assert cv2.contourArea(corners, oriented=True) > 0, "clockwise from the top left: not mirrored"
+
+def test_tables_and_drawings_are_installed_with_the_package(tmp_path):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=root, capture_output=True, check=True)
+    package = root/"card_classifier"
+    files = [*(package/"render").glob("*.toml"), *(package/"render"/"figures").iterdir(), package/"pips.toml"]
+    assert len(files) > 12
+    for file in files:
+        assert (tmp_path/file.relative_to(root)).read_bytes() == file.read_bytes()
+
+if __name__ == "__main__":
+    SAMPLES.mkdir(exist_ok=True)
+    file = SAMPLES/f"{renderer_key()}.png"
+    cv2.imwrite(str(file), renderer_samples()[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    print(f"{file} holds what the renderer draws today")
