@@ -22,6 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PROCESSED = ROOT / "_proc"
 REPOSITORY = "https://github.com/card-classifier/card_classifier/blob/main/"
+RECORDED_FIGURES = {  # Executed runs are left as they were; a run keeps its figures under these names
+    "training-scenes": "Composed scenes as the detector sees them in training",
+    "training-batch": "A training batch of the classifier, each image with its label",
+    "learning-curves": "Loss and validation accuracy over the epochs",
+    "found": "Validation scenes with the quadrilaterals that the detector found",
+    "reliability": "Reliability diagram: accuracy over stated confidence, close to the diagonal",
+    "per-class": "Accuracy of each class, rank and suit with its interval",
+    "confusion": "Confusion matrix of the 53 classes; nearly all counts lie on the diagonal",
+    "mistakes": "The most confident mistakes, each with its label and the answer",
+}
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -103,7 +113,13 @@ def llms_text() -> str:
 
 def finish_signature(text: str) -> str:
     "A documented signature without Markdown marks in its comments, which code shows as they are."
-    return re.sub(r"(?<=```python\n)(.*?)(?=\n```)", lambda match: match[0].replace("`", "'"), text, count=1, flags=re.DOTALL)
+    signature = re.compile(r"(?<=```python\n)(.*?)(?=\n```)", re.DOTALL)
+    return signature.sub(lambda match: match[0].replace("`", "'"), text, count=1)
+
+
+def finish_links(text: str) -> str:
+    "nbdev links a method to a heading of its own, which only methods that are added later have: to its class instead."
+    return re.sub(r"(card_classifier/[\w/]+\.html#\w+)\.\w+", r"\1", text)
 
 
 def finish_cell(cell: nbformat.NotebookNode) -> None:
@@ -111,11 +127,14 @@ def finish_cell(cell: nbformat.NotebookNode) -> None:
     quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
     cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
     for output in cell.get("outputs", []):
-        kept = [about["alt"] for about in output.get("metadata", {}).values() if isinstance(about, dict) and "alt" in about]
+        about = [one for one in output.get("metadata", {}).values() if isinstance(one, dict)]
+        kept = [one["alt"] for one in about if "alt" in one]
+        if "keep(" in cell.source:
+            kept += [text for name, text in RECORDED_FIGURES.items() if f'"{name}"' in cell.source]
         if kept and "fig-alt" not in cell.source:
             cell.source = f"#| fig-alt: {json.dumps(kept[0], ensure_ascii=False)}\n{cell.source}"
         if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
-            output.data["text/markdown"] = finish_signature(output.data["text/markdown"])
+            output.data["text/markdown"] = finish_links(finish_signature(output.data["text/markdown"]))
 
 
 def finish_notebook(file: Path) -> None:
@@ -123,10 +142,12 @@ def finish_notebook(file: Path) -> None:
     notebook = nbformat.read(file, 4)
     before = nbformat.writes(notebook)
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = finish_links(cell.source)
         if cell.cell_type == "code":
             finish_cell(cell)
     if "widget-view" not in before:
-        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere, and Quarto then loads scripts of other hosts
+        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere; Quarto then loads scripts of other hosts
     if nbformat.writes(notebook) != before:
         nbformat.write(notebook, file)
 
@@ -154,6 +175,6 @@ if __name__ == "__main__":
     if shutil.which("quarto") is None:
         print(f"processed into {PROCESSED.name}/; Quarto is not installed, so no HTML was made: https://quarto.org")
         sys.exit()
-    os.utime(ROOT / "README.md")  # nbdev would make it anew from an index that is younger; ours comes from `make readme`
+    os.utime(ROOT / "README.md")  # nbdev makes it anew from an index that is younger; ours comes from `make readme`
     subprocess.run(["nbdev_docs"], cwd=ROOT, check=True)
     print("the site lies in _docs/: open _docs/index.html")

@@ -38,7 +38,7 @@ def make_record(request_id: str | None = None, **changes) -> Record:
         "top": [{"card": "joker", "probability": 0.75}, {"card": "two of clubs", "probability": 0.25}],
         "is_rejected": False,
         "rejection_reason": None,
-        "milliseconds": {"decode": 0.5, "network": 1.5},
+        "milliseconds": {"decode": 0.5, "classify": 1.5},
     }
     return Record(**values | changes)
 
@@ -63,7 +63,7 @@ def live(url: str, mouth: int) -> None:
 
 
 def main(url: str, rounds: int) -> None:
-    "Brings up the victims, kills them, and tells what they had been told."
+    "Brings up the victims, kills them, and prints what had been acknowledged to them."
     make_engine(url)  # imports what all of them need
     spoken, killed = [], 0
     for _ in range(rounds):
@@ -88,7 +88,15 @@ def main(url: str, rounds: int) -> None:
             spoken += ear.readlines()
             ear.close()
     words = [word.strip() for word in spoken if word.endswith("\n")]
-    print(json.dumps({"killed": killed, "records": [word[1:] for word in words if word[0] == "r"], "feedback": [word[1:] for word in words if word[0] == "f"]}))
+    print(
+        json.dumps(
+            {
+                "killed": killed,
+                "records": [word[1:] for word in words if word[0] == "r"],
+                "feedback": [word[1:] for word in words if word[0] == "f"],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ def deck_name(
     settings:DataSettings, # Amounts, size and seed
 )->str:                    # For instance `deck-6f0c2a91`
     "One name for one rendered data set, which changes with what the renderer draws."
-    from card_classifier.render.dataset import RENDERER_VERSION
+    from card_classifier.render.dataset import renderer_key
     amounts = tuple(deck_amounts(settings).values())
-    return f"deck-{short_name(RENDERER_VERSION, amounts, settings.deck_size, settings.deck_seed)}"
+    return f"deck-{short_name(renderer_key(), amounts, settings.deck_size, settings.deck_seed)}"
 
 # %% ../../nbs/data/05_cache.ipynb #70626daa
 def shards_folder(
