@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CGROUPS', 'NO_LIMIT', 'DRIVER_SECONDS', 'numbers_in', 'cgroup_cpus', 'available_cpus', 'gpu_names', 'cpu_name',
-           'describe_machine', 'peak_memory']
+           'describe_machine', 'windows_peak_memory', 'peak_memory']
 
 # %% ../nbs/06_machine.ipynb #55e1b1ac
 import math
@@ -71,11 +71,26 @@ def describe_machine()->str:
     "Processor, cores and GPU in a few words, for the record of a run."
     return ", ".join([f"{available_cpus()} cores of {cpu_name()}", *gpu_names()])
 
-# %% ../nbs/06_machine.ipynb #803bc370
-def peak_memory()->float: # GB; not a number on Windows, which does not tell
-    "Most memory that this process has used so far."
+# %% ../nbs/06_machine.ipynb #8e2f41c7
+def windows_peak_memory()->int:
+    "Peak working set of this process in bytes, as Windows counts it."
+    import ctypes
+    from ctypes import wintypes
+    sizes = ("PeakWorkingSetSize", "WorkingSetSize", "QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage",
+        "QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage", "PagefileUsage", "PeakPagefileUsage")
+
+    class Counters(ctypes.Structure): # PROCESS_MEMORY_COUNTERS of psapi.h
+        _fields_ = [(name, wintypes.DWORD) for name in ("cb", "PageFaultCount")] + [(name, ctypes.c_size_t) for name in sizes]
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    ctypes.windll.kernel32.GetCurrentProcess.restype = wintypes.HANDLE
+    process = wintypes.HANDLE(ctypes.windll.kernel32.GetCurrentProcess())
+    ctypes.windll.psapi.GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+    return counters.PeakWorkingSetSize
+
+def peak_memory()->float:
+    "Most memory that this process has used so far, in GB."
     if sys.platform == "win32":
-        return float("nan")
-    import resource # POSIX only
-    unit = 1 if sys.platform == "darwin" else 1024 # Bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/1e9
+        return windows_peak_memory()/1e9
+    import resource
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e9
