@@ -80,7 +80,8 @@ def windows_peak_memory()->int:
         "QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage", "PagefileUsage", "PeakPagefileUsage")
 
     class Counters(ctypes.Structure): # PROCESS_MEMORY_COUNTERS of psapi.h
-        _fields_ = [(name, wintypes.DWORD) for name in ("cb", "PageFaultCount")] + [(name, ctypes.c_size_t) for name in sizes]
+        _fields_ = [(name, wintypes.DWORD) for name in ("cb", "PageFaultCount")] + [(name, ctypes.c_size_t)
+            for name in sizes]
     counters = Counters(cb=ctypes.sizeof(Counters))
     ctypes.windll.kernel32.GetCurrentProcess.restype = wintypes.HANDLE
     process = wintypes.HANDLE(ctypes.windll.kernel32.GetCurrentProcess())
