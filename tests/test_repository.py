@@ -48,9 +48,10 @@ def test_the_readme_promises_only_commands_that_exist():
     assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets()
 
 
-def test_the_readme_is_made_from_the_index():
-    made = runpy.run_path(str(ROOT / "reports" / "readme.py"))["readme"]()
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == made, "run make readme"
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_pages_of_the_root_are_made_from_those_of_the_site(name):
+    made = runpy.run_path(str(ROOT / "reports" / "readme.py"))["page_text"](name)
+    assert (ROOT / name).read_text(encoding="utf-8") == made, "run make readme"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the continuous integration that calls it runs on Linux")

@@ -32,7 +32,7 @@ from card_classifier.evaluation.metrics import (
 )
 from ..evaluation.plots import new_figure
 from ..geometry import intersection_over_union, is_card_shaped
-from ..images import fit_into_square, resize_image
+from ..images import letterbox, resize_image
 from ..render.composition import Deck, compose, is_recognisable, rendered_deck
 from ..render.scenes import Scene, draw_corners
 from ..settings import ModelSettings, Settings
@@ -242,7 +242,7 @@ def into_square(
 )->Scene:              # Its picture square
     "A scene as the network sees it."
     if not is_stretched:
-        image, scale = fit_into_square(scene.image, size)
+        image, scale = letterbox(scene.image, size)
         return replace(scene, image=image, corners=scene.corners/np.float32(scale))
     height, width = scene.image.shape[:2]
     corners = scene.corners*np.float32([size/width, size/height])
