@@ -28,7 +28,7 @@ from .api import make_api
 from .guard import API_PATHS, Guard
 from .model import reload_model
 from .problems import Problem, problem_response
-from .service import SentFile, Service, answer_request, file_answer, keep_feedback
+from .service import SentFile, Service, answer_request, keep_feedback, outcome_answer
 from .telemetry import Metrics, log, start_logs
 from ..settings import ServeSettings
 
@@ -51,7 +51,7 @@ class DemoService:
             answer = self.answer_in_bounds(request_id, content, top_k)
         except Problem as problem:
             self.service.metrics.requests.refuse(problem.reason)
-            answer = file_answer("photo", problem, self.info.model_version)
+            answer = outcome_answer("photo", problem, self.info.model_version)
         return {"request_id": request_id, "index": 0, **answer}
 
     def answer_in_bounds(self, request_id:str, content:bytes, top_k:int)->dict[str, Any]:
