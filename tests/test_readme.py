@@ -20,7 +20,7 @@ def page(*cells) -> nbformat.NotebookNode:
     ("![demo](images/demo-phone.png){width=50%}", "![demo](nbs/images/demo-phone.png)"),
     ("[report](../reports/README.md)", "[report](reports/README.md)"),
     ("[report](report.qmd)", "[report](reports/README.md)"),
-    ("[![shot](images/demo-phone.png)](model_card.ipynb)", "[![shot](nbs/images/demo-phone.png)](nbs/model_card.ipynb)"),
+    ("[![a](images/demo-phone.png)](model_card.ipynb)", "[![a](nbs/images/demo-phone.png)](nbs/model_card.ipynb)"),
     ('<img src="images/demo-phone.png" alt="a phone">', '<img src="nbs/images/demo-phone.png" alt="a phone">'),
     ('[card](model_card.ipynb "All figures")', '[card](nbs/model_card.ipynb "All figures")'),
     ("[card]: model_card.ipynb", "[card]: nbs/model_card.ipynb"),
@@ -32,7 +32,8 @@ def test_links_lead_to_the_same_files_and_code_stays(written, wanted):
     assert MODULE["for_readme"](written, ROOT / "nbs") == (wanted or written)
 
 
-@pytest.mark.parametrize(("link", "reason"), [("nowhere.png", "does not exist"), ("../../secret", "out of the repository")])
+@pytest.mark.parametrize(("link", "reason"), [
+    ("nowhere.png", "does not exist"), ("../../secret", "out of the repository")])
 def test_a_link_that_leads_nowhere_is_an_error(link, reason):
     with pytest.raises(ValueError, match=reason):
         MODULE["for_readme"](f"![x]({link})", ROOT / "nbs")

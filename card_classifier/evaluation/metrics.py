@@ -400,7 +400,7 @@ def match_detections(
 def iou_matrix(
     cards:Sequence[np.ndarray],      # Where cards lie, in whatever form `iou` reads
     detections:Sequence[np.ndarray], # Where they were found
-    iou:Callable[[np.ndarray, np.ndarray], float], # Such as `geometry.iou`
+    iou:Callable[[np.ndarray, np.ndarray], float], # Such as `intersection_over_union`
 )->np.ndarray:                       # Shape (n_cards, n_detections)
     "IoU of every card with every detection."
     values = [[iou(card, detection) for detection in detections] for card in cards]
