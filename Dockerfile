@@ -87,8 +87,8 @@ ENV PATH=/opt/card-classifier/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 \
 # Bytecode of what starts with the service and of what answers a request, the standard library's included, because nothing can be written later.
 # hadolint ignore=DL3003
 RUN cd /opt/card-classifier/lib/python3.*/site-packages \
- && python3 -m compileall -q alembic anyio card_classifier fastapi h11 httptools prometheus_client psycopg pydantic python_multipart sqlalchemy/dialects/postgresql sqlalchemy/dialects/sqlite starlette uvicorn \
- && python3 -c "import gradio, card_classifier.cli.main, card_classifier.serving.api, card_classifier.demo.app; from card_classifier.recognition.predictor import Predictor; Predictor()" \
+ && python3 -m compileall -q alembic anyio card_classifier fastapi h11 httptools prometheus_client psycopg pydantic python_multipart sqlalchemy/dialects/postgresql sqlalchemy/dialects/sqlite starlette structlog uvicorn \
+ && python3 -c "import gradio, card_classifier.cli.main, card_classifier.serving.site, card_classifier.demo.app; from card_classifier.recognition.predictor import Predictor; Predictor()" \
  && install -d -o 10001 -g 10001 /data \
  && find / -xdev -type d -perm -o+w ! -path /tmp -exec chmod o-w {} + \
  && rm -rf /tmp/*

@@ -1,19 +1,35 @@
-# The commands of this project. `make` alone lists them.
-SHELL := /bin/bash
+# The commands of this project. `make` alone lists them. They work with GNU make and bash on Linux, macOS and
+# Windows (Git Bash).
+SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test train lint format-check export-check contracts notebooks pytest coverage benchmark quality studies serve load serving-benchmark attacks image image-test docs readme report lock clean
+.PHONY: help setup hooks run train check test lint ruff clean-notebooks export-check contracts rhythm notebooks pytest coverage \
+	lab docs docs-check docs-changed readme report benchmark quality studies serve load serving-benchmark attacks \
+	image image-test clean lock
 
-PYTHON ?= python3.11
 VENV := .venv
-BIN := $(VENV)/bin
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+ANY_PYTHON := python
+SCRIPTS := Scripts
+else
+PYTHON ?= python3.11
+ANY_PYTHON := python3
+SCRIPTS := bin
+endif
+BIN := $(VENV)/$(SCRIPTS)
 READY := $(VENV)/.ready
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A make of Windows itself separates the folders of PATH by semicolons, one that comes with Git Bash by colons
+PATH_SEPARATOR := $(if $(findstring ;,$(PATH)),;,:)
+export PATH := $(CURDIR)/$(BIN)$(PATH_SEPARATOR)$(PATH)
 export DVC_NO_ANALYTICS := 1
 export WANDB_SILENT := true
 
+# Executes notebooks in place and cleans them: $(call execute,nbs/a.ipynb nbs/b.ipynb)
+execute = for page in $(1); do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$page && nbdev_clean --fname $$page || exit 1; done
+
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -24,6 +40,11 @@ $(READY): requirements.lock settings.ini setup.py pyproject.toml
 
 setup: $(READY) ## Set up .venv with exactly the versions of requirements.lock
 
+hooks: setup ## Check commits, and merge notebooks cell by cell, in this clone of the repository
+	pre-commit install
+	git config --local merge.nbdev-merge.name "notebooks, cell by cell"
+	git config --local merge.nbdev-merge.driver "$(BIN)/nbdev_merge %O %A %B %P"
+
 run: setup ## The main job on rendered decks: data, training, evaluation, bundle, one prediction
 	card-classifier train --experiment quick
 
@@ -31,52 +52,72 @@ train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Ka
 	card-classifier data prepare
 	card-classifier train --experiment cpu
 
-test: setup lint export-check contracts notebooks pytest coverage ## All checks
+check: setup ruff export-check contracts docs-changed ## What to run while editing, in about a minute
 
-lint: setup ## Ruff on package, notebooks and tests, workflow linters; fails, never reformats
-	ruff check .
+test: setup lint export-check contracts docs-check notebooks pytest coverage ## All checks
+
+lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
 	zizmor --offline --quiet .github/workflows
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+ruff: setup ## Ruff on notebooks and tests
+	ruff check .
+
+clean-notebooks: setup ## Remove from notebooks what changes with every run
+	nbdev_clean
 
 export-check: setup ## Fail when card_classifier/ differs from what the notebooks export
 	python tests/export_check.py
 
-contracts: setup ## Which layer may import which
+contracts: setup ## Which room may import which
 	lint-imports
 
-notebooks: setup ## Run every notebook that is a module
-	nbdev_test --n_workers 2 --timing --do_print
+rhythm: setup ## Small cells, each with its demonstration: what a notebook of this project looks like
+	python tests/rhythm_check.py
+
+notebooks: setup ## Run every notebook: modules with the exported package, pages as they are
+	rm -f .coverage .coverage.*
+	coverage run --parallel-mode -m pytest tests/test_notebooks.py
 
 pytest: setup ## What a notebook cannot test: processes, faults, fresh installs
-	rm -f .coverage .coverage.*
-	coverage run --parallel-mode -m pytest
+	coverage run --parallel-mode -m pytest --ignore tests/test_notebooks.py
 
 coverage: setup ## Coverage of the exported package, notebooks and pytest together
 	coverage combine --quiet
 	coverage report --fail-under=85
 
-docs: setup ## Execute the training notebook on the deck and build the site into _docs/ (needs Quarto)
-	papermill --cwd . --no-progress-bar nbs/recipes/train.ipynb nbs/recipes/train.ipynb
-	nbdev_docs
+lab: setup ## JupyterLab on nbs/; saved notebooks are cleaned
+	nbdev_trust
+	JUPYTER_CONFIG_PATH=.jupyter jupyter lab --notebook-dir nbs
+
+docs: setup ## Build the site into _docs/, where Quarto is installed; without it, process and check it
+	python reports/site_build.py
+	python tests/docs_check.py --changed
+
+docs-check: setup ## Process every page of the site and check its links and pictures; needs no Quarto
+	python tests/docs_check.py
+
+docs-changed: setup ## The same for pages that have changed
+	python tests/docs_check.py --changed
 
 readme: setup ## Make README.md from nbs/index.ipynb
-	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/index.ipynb
-	nbdev_clean --fname nbs/index.ipynb
+	$(call execute,nbs/index.ipynb)
 	python reports/readme.py
 
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
 
 benchmark: setup ## Measure times on this machine: nbs/studies/benchmark.ipynb and training_speed.ipynb, in place
-	for page in benchmark training_speed; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/$$page.ipynb && nbdev_clean --fname nbs/studies/$$page.ipynb || exit 1; done
+	$(call execute,nbs/studies/benchmark.ipynb nbs/studies/training_speed.ipynb)
 
-quality: setup ## Measure the released bundle: the public test split, photographs, robustness (in place; needs the real data)
+quality: setup ## Measure the released bundle: the public splits, photographs, robustness (in place; needs the real data)
 	card-classifier data prepare
-	card-classifier evaluate --split test
-	for page in studies/robustness studies/photos model_card; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/$$page.ipynb && nbdev_clean --fname nbs/$$page.ipynb || exit 1; done
+	card-classifier evaluate --split valid --keep
+	card-classifier evaluate --split test --keep
+	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/model_card.ipynb)
 
-studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes: nbs/studies/ingredients.ipynb, smaller.ipynb and beside_fastai.ipynb, in place (the first two need the runs they name; hours)
-	for page in ingredients smaller beside_fastai; do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/$$page.ipynb && nbdev_clean --fname nbs/studies/$$page.ipynb || exit 1; done
+studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
+	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve
@@ -85,23 +126,22 @@ HOST ?= http://127.0.0.1:8000
 load: setup ## A mix of requests against the service at HOST for a minute; fails on a wrong answer or a slow one
 	locust --locustfile tests/load/locustfile.py --host $(HOST) --headless --users 20 --spawn-rate 20 --run-time 60s --only-summary
 
+PEERS := outputs/peers/$(SCRIPTS)/python
 serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare route (needs wrk): nbs/studies/serving_benchmark.ipynb, in place
 	@command -v wrk > /dev/null || { echo "wrk is needed: apt-get install wrk"; exit 1; }
-	test -x outputs/peers/bin/python || $(PYTHON) -m venv outputs/peers
-	uv pip install --quiet --python outputs/peers/bin/python litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
-	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/serving_benchmark.ipynb
-	nbdev_clean --fname nbs/studies/serving_benchmark.ipynb
+	test -x $(PEERS) || $(PYTHON) -m venv outputs/peers
+	uv pip install --quiet --python $(PEERS) litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
+	$(call execute,nbs/studies/serving_benchmark.ipynb)
 
 attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb, in place
-	jupyter nbconvert --to notebook --execute --inplace --log-level ERROR nbs/studies/attacks.ipynb
-	nbdev_clean --fname nbs/studies/attacks.ipynb
+	$(call execute,nbs/studies/attacks.ipynb)
 
 TARGET ?= serve
 image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah
-	python3 tests/image/build.py $(TARGET)
+	$(ANY_PYTHON) tests/image/build.py $(TARGET)
 
 image-test: ## Start the built image for real: read-only, unprivileged; size, readiness, health, stopping
-	python3 tests/image/check.py $(TARGET)
+	$(ANY_PYTHON) tests/image/check.py $(TARGET)
 
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info

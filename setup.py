@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -33,8 +33,9 @@ setup(
         "Natural Language :: English",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
     ],
-    packages=find_packages(include=["card_classifier", "card_classifier.*"]),
-    package_data={"card_classifier": ["pips.toml", "released/*", "demo/examples/*"]},
+    # Folders that hold only data (the released bundle, templates, pictures) are packages without modules to setuptools
+    packages=find_namespace_packages(include=["card_classifier", "card_classifier.*"], exclude=["*.__pycache__"]),
+    package_data={"": ["*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={"serve": serve, "parquet": parquet, "train": train, "dev": [*train, *serve, *parquet, *dev]},

@@ -114,12 +114,14 @@ class DataSettings(SettingsGroup):
         "auto (CARD_CLASSIFIER_DATA, else Kaggle), kaggle, deck, or the path of a zip or folder: "
         "in the Kaggle layout, or one folder a class")
     valid_fraction:float = setting(0.1,
-        "Fraction of each class that goes to validation, when the data has no splits of its own", minimum=0.01, maximum=0.3)
+        "Fraction of each class that goes to validation, when the data has no splits of its own",
+        minimum=0.01, maximum=0.3)
     test_fraction:float = setting(0.1,
-        "Fraction of each class that goes to test, when the data has no splits of its own", minimum=0.01, maximum=0.3)
+        "Fraction of each class that goes to test, when the data has no splits of its own",
+        minimum=0.01, maximum=0.3)
     split_seed:int = setting(1, "Seed of the splits, when the data has none of its own")
     folder:str = setting("",
-        "Folder of the shards; empty: data/ for real images, outputs/decks/… for the rendered deck")
+        "Folder of the shards; empty: data/ for auto and kaggle, a folder of its own under outputs/ for anything else")
     leave_out:bool = setting(True, "Leave out the training images on the audit's exclusion list")
     deck_train:int = setting(64, "Rendered training images per class, when the source is the deck", minimum=1)
     deck_valid:int = setting(6, "Rendered validation images per class, from decks unseen in training", minimum=1)
@@ -158,7 +160,7 @@ class ModelSettings(SettingsGroup):
     pretrained:bool = setting(True,
         "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
     start_from:str = setting("",
-        "Run under outputs/ whose network to start from, not ImageNet's; several joined by +: the mean of their weights")
+        "Run under outputs/ whose network to start from, not ImageNet's; several joined by +: their mean")
     drop_rate:float = setting(0.2, "Dropout before the last layer, a probability", minimum=0, below=1)
 
     def check_rules(self)->None:
@@ -176,7 +178,8 @@ class SceneSettings(SettingsGroup):
     crops_per_image:float = setting(0.0,
         "Crops of composed scenes that a training batch of the classifier has for each of its images",
         minimum=0, maximum=4)
-    augment_crops:bool = setting(False, "Vary these crops like the training images; a composed scene already varies its cards")
+    augment_crops:bool = setting(False,
+        "Vary these crops like the training images; a composed scene already varies its cards")
     n_photographed:int = setting(1500,
         "Training images, at most, that are cut out and laid out too; 0: none", minimum=0)
 

@@ -1,4 +1,7 @@
-"Makes README.md from nbs/index.ipynb: its prose, and the results of the cells whose code the docs hide."
+"""Makes README.md and CONTRIBUTING.md from the pages of the site that say the same.
+
+What is kept: the prose, and the results of the cells whose code the docs hide.
+"""
 import os
 import re
 from pathlib import Path
@@ -6,7 +9,8 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->"
+NOTE = "<!-- Made from {} by `make readme`: edit that. -->"
+PAGES = {"README.md": "nbs/index.ipynb", "CONTRIBUTING.md": "nbs/guides/16_contributing.ipynb"}
 SITE_PAGES = {  # Pages that only the site has, and what they are made from
     "nbs/report.qmd": "reports/README.md",
     "nbs/changelog.qmd": "CHANGELOG.md",
@@ -52,12 +56,16 @@ def shown(cell: nbformat.NotebookNode) -> str:
     return "\n\n".join(data["text/markdown"] for data in results)
 
 
-def readme(notebook: Path = ROOT / "nbs" / "index.ipynb") -> str:
-    "The text of the README."
+def page_text(
+    name: str = "README.md",  # A key of `PAGES`
+) -> str:
+    "The text of a file in the root."
+    notebook = ROOT / PAGES[name]
     cells = nbformat.read(notebook, 4).cells
-    parts = [NOTE, *(for_readme(shown(cell), notebook.parent).strip() for cell in cells)]
+    parts = [NOTE.format(PAGES[name]), *(for_readme(shown(cell), notebook.parent).strip() for cell in cells)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(readme(), encoding="utf-8", newline="\n")
+    for name in PAGES:
+        (ROOT / name).write_text(page_text(name), encoding="utf-8", newline="\n")

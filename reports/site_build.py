@@ -22,6 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PROCESSED = ROOT / "_proc"
 REPOSITORY = "https://github.com/card-classifier/card_classifier/blob/main/"
+RECORDED_FIGURES = {  # Executed runs are left as they were; a run keeps its figures under these names
+    "training-scenes": "Composed scenes as the detector sees them in training",
+    "training-batch": "A training batch of the classifier, each image with its label",
+    "learning-curves": "Loss and validation accuracy over the epochs",
+    "found": "Validation scenes with the quadrilaterals that the detector found",
+    "reliability": "Reliability diagram: accuracy over stated confidence, close to the diagonal",
+    "per-class": "Accuracy of each class, rank and suit with its interval",
+    "confusion": "Confusion matrix of the 53 classes; nearly all counts lie on the diagonal",
+    "mistakes": "The most confident mistakes, each with its label and the answer",
+}
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -96,26 +106,48 @@ def llms_text() -> str:
         lines += ["", f"## {section}", ""] if section else []
         for page in pages:
             title, description = title_and_description(page)
-            lines.append(f"- [{title}]({host}{base}/{output_name(page)}.md): {description}")
+            name = f"{output_name(page)}.md" if page.endswith(".ipynb") else Path(page).with_suffix(".md").as_posix()
+            lines.append(f"- [{title}]({host}{base}/{name}): {description}")
     return "\n".join(lines) + "\n"
 
 
 def finish_signature(text: str) -> str:
     "A documented signature without Markdown marks in its comments, which code shows as they are."
-    return re.sub(r"(?<=```python\n)(.*?)(?=\n```)", lambda match: match[0].replace("`", "'"), text, count=1, flags=re.DOTALL)
+    signature = re.compile(r"(?<=```python\n)(.*?)(?=\n```)", re.DOTALL)
+    return signature.sub(lambda match: match[0].replace("`", "'"), text, count=1)
+
+
+def finish_links(text: str) -> str:
+    "nbdev links a method to a heading of its own, which only methods that are added later have: to its class instead."
+    return re.sub(r"(card_classifier/[\w/]+\.html#\w+)\.\w+", r"\1", text)
+
+
+def finish_cell(cell: nbformat.NotebookNode) -> None:
+    "Gives a cell's pictures their alternative text as Quarto reads it, and its signature without Markdown."
+    quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
+    cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
+    for output in cell.get("outputs", []):
+        about = [one for one in output.get("metadata", {}).values() if isinstance(one, dict)]
+        kept = [one["alt"] for one in about if "alt" in one]
+        if "keep(" in cell.source:
+            kept += [text for name, text in RECORDED_FIGURES.items() if f'"{name}"' in cell.source]
+        if kept and "fig-alt" not in cell.source:
+            cell.source = f"#| fig-alt: {json.dumps(kept[0], ensure_ascii=False)}\n{cell.source}"
+        if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
+            output.data["text/markdown"] = finish_links(finish_signature(output.data["text/markdown"]))
 
 
 def finish_notebook(file: Path) -> None:
-    "What nbdev leaves to do in a processed page: alternative texts of pictures, and signatures without Markdown."
+    "What nbdev leaves to do in a processed page."
     notebook = nbformat.read(file, 4)
     before = nbformat.writes(notebook)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            texts = [about["alt"] for about in output.get("metadata", {}).values() if isinstance(about, dict) and "alt" in about]
-            if texts and "fig-alt" not in cell.source:
-                cell.source = f"#| fig-alt: {json.dumps(texts[0], ensure_ascii=False)}\n{cell.source}"
-            if "show_doc(" in cell.source and "text/markdown" in output.get("data", {}):
-                output.data["text/markdown"] = finish_signature(output.data["text/markdown"])
+        if cell.cell_type == "markdown":
+            cell.source = finish_links(cell.source)
+        if cell.cell_type == "code":
+            finish_cell(cell)
+    if "widget-view" not in before:
+        notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere; Quarto then loads scripts of other hosts
     if nbformat.writes(notebook) != before:
         nbformat.write(notebook, file)
 
@@ -130,7 +162,10 @@ def process(force: bool = True) -> None:
     build_index()
     if force:
         shutil.rmtree(PROCESSED, ignore_errors=True)
-    proc_nbs(n_workers=0)
+    try:
+        proc_nbs(n_workers=0)
+    except Exception as error:  # nbdev's own names the notebook and the cell
+        sys.exit(f"the docs can't be built. {error}")
     for page in PROCESSED.rglob("*.ipynb"):
         finish_notebook(page)
 
@@ -140,6 +175,6 @@ if __name__ == "__main__":
     if shutil.which("quarto") is None:
         print(f"processed into {PROCESSED.name}/; Quarto is not installed, so no HTML was made: https://quarto.org")
         sys.exit()
-    os.utime(ROOT / "README.md")  # nbdev would make it anew from an index that is younger; ours comes from `make readme`
+    os.utime(ROOT / "README.md")  # nbdev makes it anew from an index that is younger; ours comes from `make readme`
     subprocess.run(["nbdev_docs"], cwd=ROOT, check=True)
     print("the site lies in _docs/: open _docs/index.html")

@@ -1,26 +1,23 @@
 "A small real service for the demo's tests: the predictor of a bundle, in as many worker processes as uvicorn starts."
 import json
 import os
-import secrets
 import time
 from pathlib import Path
 
-from card_classifier.images import ImageError
 from card_classifier.cards import CLASS_NAMES
 from card_classifier.demo.app import demo_app
+from card_classifier.demo.backend import PredictorBackend
 from card_classifier.recognition.predictor import Predictor
 
 MAX_FILES, MAX_BODY = int(os.environ.get("DEMO_MAX_FILES", "4")), 2_000_000
 
 
-class SmallService:
+class NotingBackend(PredictorBackend):
     "What the demo talks to; it notes in a file, which all workers share, who did what."
 
-    max_files, max_body = MAX_FILES, MAX_BODY
-
     def __init__(self, bundle: str | None, folder: Path):
-        self.predictor, self.folder = Predictor(bundle), folder
-        self.info = self.predictor.info
+        super().__init__(Predictor(bundle), MAX_FILES, MAX_BODY)
+        self.folder = folder
 
     def note(self, what: str, **details) -> None:
         "One line for each thing that happened; short enough to be written whole."
@@ -29,15 +26,11 @@ class SmallService:
 
     def answer(self, content: bytes, top_k: int = 5) -> dict:
         "The predictor's answer, or a refusal; always a refusal while a file called `busy` is there."
-        request_id = secrets.token_hex(16)
-        self.note("answer", request_id=request_id, n_bytes=len(content))
-        common = {"request_id": request_id, "index": 0, "error": None}
+        answer = super().answer(content, top_k)
+        self.note("answer", request_id=answer["request_id"], n_bytes=len(content))
         if (self.folder / "busy").exists():
-            return common | {"error": {"status": 503, "title": "Busy", "detail": "256 requests are waiting"}}
-        try:
-            return common | self.predictor.predict(content, top_k).to_dict()
-        except ImageError as error:
-            return common | {"error": {"status": 422, "title": "Unreadable image", "detail": str(error)}}
+            return answer | {"error": {"status": 503, "title": "Busy", "detail": "256 requests are waiting"}}
+        return answer
 
     def feedback(self, request_id: str, index: int, card: str) -> str | None:
         "Notes what the card really was."
@@ -50,8 +43,8 @@ class SmallService:
 
 def make_app():
     "The demo as uvicorn starts it, with a note of which worker took which request; each request finds a worker anew."
-    service = SmallService(os.environ.get("DEMO_BUNDLE") or None, Path(os.environ["DEMO_FOLDER"]))
-    door = demo_app(service)
+    backend = NotingBackend(os.environ.get("DEMO_BUNDLE") or None, Path(os.environ["DEMO_FOLDER"]))
+    demo = demo_app(backend)
 
     async def app(scope, receive, send):
         async def send_and_close(message):
@@ -60,7 +53,7 @@ def make_app():
             await send(message)
 
         if scope["type"] == "http":
-            service.note("request", method=scope["method"], path=scope["path"])
-        await door(scope, receive, send_and_close)
+            backend.note("request", method=scope["method"], path=scope["path"])
+        await demo(scope, receive, send_and_close)
 
     return app

@@ -46,7 +46,8 @@ class TagReader(HTMLParser):
         if tag == "a" and told.get("href"):
             self.page.links.append(told["href"])
         if tag == "img":
-            is_decoration = told.get("alt") == "" and (told.get("aria-hidden") == "true" or told.get("role") == "presentation")
+            is_hidden = told.get("aria-hidden") == "true" or told.get("role") == "presentation"
+            is_decoration = told.get("alt") == "" and is_hidden
             self.page.pictures.append((told.get("src") or "", "decoration" if is_decoration else told.get("alt") or ""))
 
 
@@ -92,8 +93,8 @@ def read_cell(cell: nbformat.NotebookNode, page: Page) -> None:
             TagReader(page).feed(data["text/html"])
         elif "text/markdown" in data:
             read_markdown(data["text/markdown"], page)
-            signature = re.search(r"```python\n(.*?)\n```", data["text/markdown"], re.DOTALL) if "show_doc(" in cell.source else None
-            if signature and "`" in signature[1]:
+            signature = re.search(r"```python\n(.*?)\n```", data["text/markdown"], re.DOTALL)
+            if "show_doc(" in cell.source and signature and "`" in signature[1]:
                 page.complaints.append(f"raw Markdown in a signature: {signature[1].splitlines()[0]}")
         elif any(kind in data for kind in PICTURES):
             page.pictures.append(("data:", alternative[1] if alternative else ""))
@@ -120,7 +121,8 @@ def page_names() -> list[str]:
 def site_address() -> str:
     "Where the site is published, with a slash at its end."
     settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    return "".join(re.search(rf"^{name} = (.+)$", settings, re.MULTILINE)[1] for name in ("doc_host", "doc_baseurl")) + "/"
+    host, base = (re.search(rf"^{name} = (.+)$", settings, re.MULTILINE)[1] for name in ("doc_host", "doc_baseurl"))
+    return f"{host}{base}/"
 
 
 def link_problem(link: str, name: str, names: list[str]) -> str | None:
@@ -174,7 +176,8 @@ def navigation_problems(names: list[str]) -> list[str]:
     files = [one for looks in theme.values() for one in looks if one.endswith(".scss")]
     files += [quarto["website"][name] for name in ("favicon", "image")] + quarto["project"]["resources"]
     files += [item["href"] for item in quarto["website"]["navbar"]["left"]]
-    return problems + [f"_quarto.yml names {file}, which does not exist" for file in files if not (site.NBS / file).exists()]
+    missing = [file for file in files if not (site.NBS / file).exists()]
+    return problems + [f"_quarto.yml names {file}, which does not exist" for file in missing]
 
 
 def main() -> int:

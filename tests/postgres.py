@@ -36,20 +36,51 @@ class Postgres:
 
     def __init__(self, programs: Path, folder: Path):
         self.programs, self.folder, self.port = programs, folder, free_port()
-        self.user = {"user": "postgres", "group": "postgres", "extra_groups": []} if hasattr(os, "getuid") and os.getuid() == 0 else {}  # it refuses to run as root
+        self.user = (
+            {"user": "postgres", "group": "postgres", "extra_groups": []}
+            if hasattr(os, "getuid") and os.getuid() == 0
+            else {}
+        )  # it refuses to run as root
         (folder / "password").write_text(PASSWORD, encoding="utf-8")
         if self.user:
             shutil.chown(folder, "postgres", "postgres")
             shutil.chown(folder / "password", "postgres", "postgres")
-        self.call("initdb", "--pgdata", "data", "--username", "tester", "--pwfile", "password", "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync")
+        self.call(
+            "initdb",
+            "--pgdata",
+            "data",
+            "--username",
+            "tester",
+            "--pwfile",
+            "password",
+            "--auth",
+            "scram-sha-256",
+            "--encoding",
+            "UTF8",
+            "--locale",
+            "C",
+            "--no-sync",
+        )
         with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as settings:
-            settings.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\nfsync = off\n")
+            settings.write(
+                f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\nfsync = off\n"
+            )
 
     def call(self, program: str, *arguments: str) -> None:
         "Runs one of PostgreSQL's programs as a user who may."
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         command = [str(self.programs / program), *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False, **self.user)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **self.user,
+        )
         assert done.returncode == 0, f"{program}: {done.stdout} {done.stderr}"
 
     def start(self) -> None:

@@ -63,7 +63,7 @@ def live(url: str, mouth: int) -> None:
 
 
 def main(url: str, rounds: int) -> None:
-    "Brings up the victims, kills them, and tells what they had been told."
+    "Brings up the victims, kills them, and prints what had been acknowledged to them."
     make_engine(url)  # imports what all of them need
     spoken, killed = [], 0
     for _ in range(rounds):
@@ -88,7 +88,15 @@ def main(url: str, rounds: int) -> None:
             spoken += ear.readlines()
             ear.close()
     words = [word.strip() for word in spoken if word.endswith("\n")]
-    print(json.dumps({"killed": killed, "records": [word[1:] for word in words if word[0] == "r"], "feedback": [word[1:] for word in words if word[0] == "f"]}))
+    print(
+        json.dumps(
+            {
+                "killed": killed,
+                "records": [word[1:] for word in words if word[0] == "r"],
+                "feedback": [word[1:] for word in words if word[0] == "f"],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

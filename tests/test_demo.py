@@ -22,7 +22,7 @@ from conftest import colour_picture
 from PIL import Image
 
 from card_classifier.cards import CARDS
-from card_classifier.demo.app import EXAMPLE_NAMES
+from card_classifier.demo.backend import EXAMPLE_NAMES
 
 if not importlib.util.find_spec("gradio"):
     pytest.skip("Gradio is not installed", allow_module_level=True)
@@ -31,7 +31,8 @@ from demo_service import MAX_BODY, MAX_FILES
 
 TESTS = Path(__file__).resolve().parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 PATIENCE = 60_000  # milliseconds; a busy machine is slow, not wrong
@@ -78,9 +79,11 @@ def server(tiny_bundle, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"DEMO_BUNDLE": str(tiny_bundle), "DEMO_FOLDER": str(folder), "GRADIO_TEMP_DIR": str(folder / "temporary"), "PYTHONPATH": str(TESTS)}
+    environment = os.environ | {"DEMO_BUNDLE": str(tiny_bundle), "DEMO_FOLDER": str(folder)}
+    environment |= {"GRADIO_TEMP_DIR": str(folder / "temporary"), "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
     # A worker that imports for more than five seconds would else be taken for dead
-    command = [sys.executable, "-m", "uvicorn", "demo_service:make_app", "--factory", "--workers", "2", "--port", str(port), "--timeout-worker-healthcheck", "300", "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", "demo_service:make_app", "--factory", "--workers", "2"]
+    command += ["--port", str(port), "--timeout-worker-healthcheck", "300", "--log-level", "warning"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, cwd=TESTS, stdout=log, stderr=log)
     try:
@@ -102,7 +105,8 @@ def server(tiny_bundle, tmp_path_factory):
 def browser():
     if not CHROMIUM:
         pytest.skip("Chromium is not installed: apt-get install -y --no-install-recommends chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    reason = "Playwright is not installed: pip install playwright"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *CAMERA])
         yield browser
@@ -120,7 +124,12 @@ def visit(server, browser):
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: seen.append(request.url))
-        page.on("console", lambda message: seen.append(f"console: {message.text}") if message.type == "error" and not may_fail else None)
+
+        def note_error(message):
+            if message.type == "error" and not may_fail:
+                seen.append(f"console: {message.text}")
+
+        page.on("console", note_error)
         page.on("pageerror", lambda error: seen.append(f"console: {error}"))
         page.goto(server.url)
         page.wait_for_selector(".examples button")
@@ -179,12 +188,14 @@ def test_a_photo_gets_its_card_in_view(visit, size, scheme):
     assert answered(page) == CARDS[7].class_name
     page.wait_for_timeout(300)
     card = page.locator("#answer .drawn-card").bounding_box()
-    assert 0 <= card["y"] and card["y"] + card["height"] <= SIZES[size]["height"], "the drawn card is in view without scrolling"
+    bottom = card["y"] + card["height"]
+    assert 0 <= card["y"] and bottom <= SIZES[size]["height"], "the drawn card is in view without scrolling"
     assert fits(page)
-    shares = page.locator("#answer .bars li .bar-share").all_inner_texts()
-    assert len(shares) == 5 and all(share.endswith("%") for share in shares)
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)")
-    assert (background < 200) == (scheme == "dark")
+    percents = page.locator("#answer .bars li .bar-percent").all_inner_texts()
+    assert len(percents) == 5 and all(percent.endswith("%") for percent in percents)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3])
+    assert (brightness < 200) == (scheme == "dark")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -193,7 +204,9 @@ def test_every_example_is_shown_and_answered(visit, size):
     for number, name in enumerate(EXAMPLE_NAMES):
         button = page.get_by_role("button", name=f"Example {number + 1}: {name.replace('-', ' ')}")
         button.click()
-        page.wait_for_function("sent => document.querySelector('#photo img')?.naturalWidth && document.querySelector('#photo img').src !== sent", arg=page.evaluate("window.lastPhoto || ''"))
+        shown = "document.querySelector('#photo img')"
+        last = page.evaluate("window.lastPhoto || ''")
+        page.wait_for_function(f"last => {shown}?.naturalWidth && {shown}.src !== last", arg=last)
         page.evaluate("window.lastPhoto = document.querySelector('#photo img').src")
         page.wait_for_selector("#answer .recognised, #answer .rejected")
 
@@ -210,7 +223,11 @@ def test_with_the_keyboard_alone(visit, server):
         raise AssertionError(f"{selector} can't be reached with the keyboard")
     tab_to("#photo button")
     opened = []
-    page.on("filechooser", lambda chooser: opened.append(chooser))  # noqa: PLW0108 (Playwright takes no built-in method)
+
+    def note_chooser(chooser):  # Playwright takes no built-in method
+        opened.append(chooser)
+
+    page.on("filechooser", note_chooser)
     for _ in range(20):  # Gradio shows a button some moments before it listens to it
         page.keyboard.press("Enter")
         page.wait_for_timeout(1000)
@@ -230,8 +247,14 @@ def test_with_the_keyboard_alone(visit, server):
 
 def test_a_pasted_photo_is_answered_wherever_the_cursor_is(visit):
     page = visit(permissions=["clipboard-read", "clipboard-write"])
+    script = """async bytes => {
+        const blob = new Blob([new Uint8Array(bytes)], {type: 'image/png'});
+        await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
+    }"""
+
     def copy(index: int) -> None:
-        page.evaluate("async bytes => navigator.clipboard.write([new ClipboardItem({'image/png': new Blob([new Uint8Array(bytes)], {type: 'image/png'})})])", list(picture(index)))
+        page.evaluate(script, list(picture(index)))
+
     copy(20)
     page.keyboard.press("Control+V")
     assert answered(page) == "joker"
@@ -244,10 +267,15 @@ def test_a_dropped_photo_takes_the_place_of_the_one_before(visit):
     page = visit()
     choose(page, file(22))
     assert answered(page) == CARDS[22].class_name
-    dropped = page.evaluate_handle("bytes => { const data = new DataTransfer(); data.items.add(new File([new Uint8Array(bytes)], 'dropped.png', {type: 'image/png'})); return data; }", list(picture(23)))
+    script = """([bytes, name, type]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], name, {type}));
+        return data;
+    }"""
+    dropped = page.evaluate_handle(script, [list(picture(23)), "dropped.png", "image/png"])
     page.dispatch_event("#photo .image-frame", "drop", {"dataTransfer": dropped})
     page.wait_for_selector(f"#answer [aria-label='{CARDS[23].class_name}']")
-    pages = page.evaluate_handle("() => { const data = new DataTransfer(); data.items.add(new File(['%PDF'], 'cards.pdf', {type: 'application/pdf'})); return data; }")
+    pages = page.evaluate_handle(script, [list(b"%PDF"), "cards.pdf", "application/pdf"])
     page.dispatch_event("#photo .image-frame", "drop", {"dataTransfer": pages})
     page.wait_for_selector("#notice:not([hidden])")
     assert "no picture" in page.inner_text("#notice")
@@ -255,12 +283,18 @@ def test_a_dropped_photo_takes_the_place_of_the_one_before(visit):
 
 def test_refusals_and_a_lost_connection_are_sentences(visit):
     page = visit("phone", may_fail=True)
-    page.route("**/gradio_api/upload?*", lambda route: route.fulfill(status=413, content_type="application/problem+json", body='{"error": "That is too large."}'), times=1)
+
+
+    def refuse(status: int, body: str):
+        "A handler of requests that answers with a problem document."
+        return lambda route: route.fulfill(status=status, content_type="application/problem+json", body=body)
+
+    page.route("**/gradio_api/upload?*", refuse(413, '{"error": "That is too large."}'), times=1)
     choose(page, file(24))
     page.wait_for_selector("#notice:not([hidden])")
     assert page.inner_text("#notice") == "That is too large."
     assert not page.locator(".toast-wrap, [data-testid=status-tracker] .error").locator("visible=true").count()
-    page.route("**/gradio_api/run/predict", lambda route: route.fulfill(status=503, content_type="application/problem+json", body='{"title": "Busy"}'), times=1)
+    page.route("**/gradio_api/run/predict", refuse(503, '{"title": "Busy"}'), times=1)
     page.locator("#tries button").first.click()
     page.wait_for_function("document.getElementById('notice').textContent.startsWith('One moment, please')")
     page.wait_for_timeout(300)
@@ -276,7 +310,8 @@ def test_the_camera_takes_a_photo_that_is_not_mirrored(visit, server):
     page = visit("phone", permissions=["camera"])
     before = len(server.notes("answer"))
     page.locator("#photo .source-selection button").nth(1).click()
-    page.locator("#photo .webcam-wrap button, #photo [data-testid='webcam-access'], #photo button:has-text('webcam')").first.click()
+    access = (".webcam-wrap button", "[data-testid='webcam-access']", "button:has-text('webcam')")
+    page.locator(", ".join(f"#photo {button}" for button in access)).first.click()
     page.wait_for_selector("#photo video")
     page.wait_for_function("document.querySelector('#photo video').videoWidth > 0")
     assert "-1" not in page.evaluate("getComputedStyle(document.querySelector('#photo video')).transform")
@@ -328,7 +363,8 @@ def test_many_photos_one_of_them_wrong_and_one_no_photo(visit, server):
     choose(page, file(0, "first.png"), TEXT, file(52, "<b>third</b>.png"), box="photos")
     page.wait_for_selector(".gallery figure")
     captions = page.locator(".gallery figcaption b").all_inner_texts()
-    assert [caption.partition(",")[0] for caption in captions] == [CARDS[0].class_name, "I can’t read that photo", CARDS[52].class_name]
+    expected = [CARDS[0].class_name, "I can’t read that photo", CARDS[52].class_name]
+    assert [caption.partition(",")[0] for caption in captions] == expected
     assert "<b>third" in page.inner_text(".gallery figure:nth-of-type(3) .file") and fits(page)
     ids = [note["request_id"] for note in server.notes("answer")[-3:]]
     page.get_by_role("button", name="Photo 3 is wrong").click()
@@ -340,7 +376,8 @@ def test_many_photos_one_of_them_wrong_and_one_no_photo(visit, server):
     told = server.notes("feedback")[-1]
     assert (told["card"], told["request_id"]) == ("ten of hearts", ids[2])
     photos = {picture(0), picture(52), TEXT["buffer"]}
-    assert not [path for path in server.uploads() if path.read_bytes() in photos], "answered photos of a gallery are deleted at once"
+    left = [path for path in server.uploads() if path.read_bytes() in photos]
+    assert not left, "answered photos of a gallery are deleted at once"
 
 
 def test_too_many_and_too_large_are_refused_before_they_travel(visit, server):
@@ -375,13 +412,15 @@ def test_the_model_says_what_it_is(visit):
     page.get_by_role("tab", name="The model").click()
     page.wait_for_selector("#model .model")
     text = page.inner_text("#model")
-    assert "colours-1" in text and "Nobody has measured this model" in text and "not learnt from real photographs" in text
+    for words in ("colours-1", "Nobody has measured this model", "not learnt from real photographs"):
+        assert words in text
     assert fits(page)
 
 
 def test_each_click_may_reach_another_worker(visit, server):
     "Upload, answer, correction: before each, the worker that took the one before is put to sleep."
-    workers = [child.pid for child in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    children = psutil.Process(server.process.pid).children()
+    workers = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     page = visit()
     turns = itertools.cycle(workers)
@@ -403,7 +442,8 @@ def test_each_click_may_reach_another_worker(visit, server):
     finally:
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
-    taken = [(note["path"].rpartition("/")[2], note["worker"]) for note in server.notes("request")[before:] if note["method"] == "POST"]
+    posts = [note for note in server.notes("request")[before:] if note["method"] == "POST"]
+    taken = [(note["path"].rpartition("/")[2], note["worker"]) for note in posts]
     assert [what for what, _ in taken] == ["upload", "predict", "predict"] * 2
     assert [worker for _, worker in taken] == [workers[1], workers[0]] * 3
     assert [note["card"] for note in server.notes("feedback")[-2:]] == ["joker"] * 2
@@ -417,16 +457,19 @@ def test_gradio_opens_nothing_that_the_page_does_not_need(server, tmp_path):
         assert server.status("/gradio_api/run/predict", json.dumps(event).encode()) == 410
         assert server.status(f"/gradio_api/file={path}") == 404
     assert not [found for found in server.uploads() if found.read_bytes() == secret.read_bytes()]
-    for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/heartbeat/x", "/monitoring", "/docs", "/openapi.json", "/gradio_api/proxy=http://127.0.0.1:1/"):
+    strange = ((-1, "[]"), (0, "[7]"), (0, '[{"path": 7}]'))
+    gradio_api = ("info", "queue/data", "heartbeat/x", "proxy=http://127.0.0.1:1/")
+    for path in ("/config", "/monitoring", "/docs", "/openapi.json", *(f"/gradio_api/{path}" for path in gradio_api)):
         assert server.status(path) == 404
-    for body in (b"", b"{", b"[]", b"null", b'{"fn_index": -1, "data": []}', b'{"fn_index": 0, "data": [7]}', b'{"fn_index": 0, "data": [{"path": 7}]}', b"[" * 100_000, b" " * 300_000):
+    events = [f'{{"fn_index": {number}, "data": {data}}}'.encode() for number, data in strange]
+    for body in (b"", b"{", b"[]", b"null", *events, b"[" * 100_000, b" " * 300_000):
         assert server.status("/gradio_api/run/predict", body) in (410, 413, 422)
 
 
 def multipart(*files: bytes) -> bytes:
     "The body of a form with these files, of boundary x."
-    parts = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.jpg"\r\n\r\n' + content + b"\r\n" for content in files)
-    return b"".join(parts) + b"--x--\r\n"
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.jpg"\r\n\r\n'
+    return b"".join(head + content + b"\r\n" for content in files) + b"--x--\r\n"
 
 
 def test_uploads_keep_the_bounds_of_the_service(server):
@@ -442,12 +485,14 @@ def test_uploads_keep_the_bounds_of_the_service(server):
 
 def test_importing_it_does_not_import_gradio():
     code = "import card_classifier.demo.app, sys; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    assert not loaded & {"gradio", "torch", "fastai", "timm", "wandb", "dvc", "pandas", "cv2", "openvino", "onnxruntime"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"gradio", "torch", "fastai", "timm", "wandb", "dvc", "pandas", "cv2", "openvino", "onnxruntime"}
+    assert not set(run.stdout.split()) & heavy
 
 
 def test_the_command_serves_the_demo_alone_and_outlines_every_card(browser, tmp_path):
-    command = [Path(sys.executable).with_name("card-classifier"), "serve", "--demo-only", "--port", "0", "--workers", "1", "--database", "sqlite:///records.sqlite"]
+    command = [Path(sys.executable).with_name("card-classifier"), "serve", "--demo-only", "--port", "0"]
+    command += ["--workers", "1", "--database", "sqlite:///records.sqlite"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,6 +1,7 @@
 "The package as somebody gets it who only wants to classify a picture: a wheel in a fresh environment."
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,11 +15,28 @@ UV = str(Path(sys.executable).with_name("uv"))
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def tracked() -> list[str]:
+    "The files of the package that git knows."
+    listed = subprocess.run(["git", "ls-files", "card_classifier"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.split("\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory, tracked) -> tuple[Path, str]:
+    "The package, built from what git knows of it, and what setuptools said."
+    folder = tmp_path_factory.mktemp("build")
+    for name in (*tracked, "setup.py", "settings.ini", "pyproject.toml", "README.md"):
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    command = [UV, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder / "wheel"]
+    done = subprocess.run([*command, folder / "source"], capture_output=True, text=True, check=True)
+    return next((folder / "wheel").glob("*.whl")), done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(build) -> Path:
     "The package, built."
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([UV, "build", "--wheel", "--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(folder), str(ROOT)], check=True)
-    return next(folder.glob("*.whl"))
+    return build[0]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +46,19 @@ def fresh(wheel, tmp_path_factory) -> Path:
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     subprocess.run([UV, "pip", "install", "--quiet", "--python", str(folder), "--constraint", str(ROOT / "requirements.lock"), str(wheel)], check=True)
     return folder / ("Scripts" if sys.platform == "win32" else "bin")
+
+
+def run(fresh: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    "What the command answers in a folder, without anything that this test's own environment says."
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CARD_CLASSIFIER", "PYTHON", "COVERAGE"))}
+    return subprocess.run([fresh / "card-classifier", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_setuptools_has_no_complaint(build, tracked):
+    wheel, said = build
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("card_classifier/")}
+    assert inside == set(tracked)
+    assert "Warning" not in said, said
 
 
 def test_the_wheel_holds_the_released_bundle_and_no_data(wheel):
@@ -40,16 +71,33 @@ def test_the_wheel_holds_the_released_bundle_and_no_data(wheel):
 
 def test_predict_works_at_once_without_the_training_stack(fresh, tmp_path):
     colour_picture(3, (224, 224)).save(tmp_path / "photo.jpg")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CARD_CLASSIFIER", "PYTHON", "COVERAGE"))}
-    result = subprocess.run([fresh / "card-classifier", "predict", "photo.jpg", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    result = run(fresh, "predict", "photo.jpg", "--json", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["error"] is None
     installed = subprocess.run([UV, "pip", "list", "--python", str(fresh / "python"), "--format", "json"], capture_output=True, text=True, check=True).stdout
     assert not {package["name"] for package in json.loads(installed)} & {"torch", "fastai", "timm", "wandb", "dvc", "gradio", "pandas"}
 
 
+@pytest.mark.parametrize(("arguments", "extra"), [
+    (["settings", "quick"], "train"),
+    (["train"], "train"),
+    (["serve"], "serve"),
+    (["records"], "serve"),
+])
+def test_a_command_without_its_packages_names_the_extra_that_brings_them(fresh, tmp_path, arguments, extra):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quick.yaml").write_text("defaults: [settings, _self_]\n")
+    recipe = tmp_path / "nbs" / "recipes" / "train.ipynb"
+    recipe.parent.mkdir(parents=True)
+    recipe.touch()  # what a checkout is recognised by
+    result = run(fresh, *arguments, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert f"pip install 'card_classifier[{extra}]'" in result.stderr
+
+
 def test_train_says_that_it_needs_a_checkout(fresh, tmp_path):
-    result = subprocess.run([fresh / "card-classifier", "train"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = run(fresh, "train", folder=tmp_path)
     assert result.returncode == 2
     assert "checkout" in result.stderr
     assert "Traceback" not in result.stderr

@@ -60,7 +60,9 @@ from card_classifier.records.writer import Records
 
 ROOT = Path(__file__).resolve().parent.parent
 EACH = ("sqlite", "postgresql")
-not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork, no SIGINT for others, and no renaming of open files")
+not_on_windows = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no fork, no SIGINT for others, and no renaming of open files"
+)
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +111,9 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
 
 def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
     "Runs a line of Python in a process of its own."
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
+    )
 
 
 # What is kept
@@ -117,7 +121,12 @@ def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedPro
 
 def test_what_went_in_comes_out(url):
     where = timezone(timedelta(hours=9))
-    one = make_record(time=datetime(2026, 11, 1, 3, 4, 5, 678901, tzinfo=where), is_rejected=True, rejection_reason="nichts zu sehen ♠", image=b"\0\1\2 the file")
+    one = make_record(
+        time=datetime(2026, 11, 1, 3, 4, 5, 678901, tzinfo=where),
+        is_rejected=True,
+        rejection_reason="nichts zu sehen ♠",
+        image=b"\0\1\2 the file",
+    )
     two = make_record(request_id=one.request_id, index=1, top=[], statistics={})
     with Records(url, keep_images=True) as records:
         assert records.add(one)
@@ -177,8 +186,34 @@ def test_logits_survive_or_saturate(values):
 
 secrets = st.text(st.sampled_from("abcXYZ019-_.~"), min_size=8, max_size=20).map(lambda text: f"hush{text}")
 addresses = st.sampled_from(["", "localhost", "127.0.0.1:1", "127.0.0.1:port", "[::1]:1", "a b", "::", "@", "/tmp"])
-tails = st.sampled_from(["", "/", "/cards", "/cards?sslmode=disable", "/cards?sslmood=1", "/cards?connect_timeout=soon", "//x", "?", "#", "/%zz"])
-schemes = st.sampled_from(["postgresql://", "postgres://", "postgresql+psycopg://", "postgresql+asyncpg://", "mysql://", "sqlite://", "sqlite:///", "://", "", "postgresql:"])
+tails = st.sampled_from(
+    [
+        "",
+        "/",
+        "/cards",
+        "/cards?sslmode=disable",
+        "/cards?sslmood=1",
+        "/cards?connect_timeout=soon",
+        "//x",
+        "?",
+        "#",
+        "/%zz",
+    ]
+)
+schemes = st.sampled_from(
+    [
+        "postgresql://",
+        "postgres://",
+        "postgresql+psycopg://",
+        "postgresql+asyncpg://",
+        "mysql://",
+        "sqlite://",
+        "sqlite:///",
+        "://",
+        "",
+        "postgresql:",
+    ]
+)
 
 
 @given(schemes, secrets, addresses, tails)
@@ -210,7 +245,19 @@ def test_a_wrong_password_is_named_but_not_told(postgres, caplog):
         assert PASSWORD not in text
 
 
-@pytest.mark.parametrize("address", ["records.sqlite", "sqlite://records.sqlite", "sqlite://", "sqlite:///:memory:", "mysql://a:b@c/d", "postgresql://a:b@c:d/e", "postgresql://a:b@c/d?sslmood=1", ""])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "records.sqlite",
+        "sqlite://records.sqlite",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://a:b@c/d",
+        "postgresql://a:b@c:d/e",
+        "postgresql://a:b@c/d?sslmood=1",
+        "",
+    ],
+)
 def test_a_url_that_can_never_work_is_refused(address):
     with pytest.raises(RecordsError, match="write sqlite:///FILE"):
         Records(address)
@@ -269,7 +316,10 @@ def test_a_second_revision_keeps_what_is_there(url, monkeypatch, tmp_path):
             assert records.add_and_wait(make_record()).result(30)
         with opened(url) as connection, connection.begin():
             assert schema_of(connection) == "0002"
-            assert connection.exec_driver_sql("SELECT camera FROM predictions").scalars().all() == ["unknown", "unknown"]
+            assert connection.exec_driver_sql("SELECT camera FROM predictions").scalars().all() == [
+                "unknown",
+                "unknown",
+            ]
         stored = count_records(url)
         assert (stored.records, stored.feedback) == (2, 1)
     with pytest.raises(NewerSchemaError, match=r"schema 0002, this release knows up to 0001: update card_classifier"):
@@ -297,7 +347,10 @@ print(records.add_and_wait(make_record()).result(60), records.close(60), records
 
 def test_many_processes_start_on_an_empty_database_at_once(url):
     command = [sys.executable, "-c", STARTER, url, str(ROOT / "tests")]
-    started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(5)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(5)
+    ]
     for one in started:
         assert one.stdout.readline() == "ready\n", one.communicate()
     for one in started:
@@ -311,21 +364,63 @@ def test_many_processes_start_on_an_empty_database_at_once(url):
 
 def test_an_installed_wheel_can_make_its_tables(tmp_path):
     uv = str(Path(sys.executable).with_name("uv"))
-    subprocess.run([uv, "build", "--wheel", "--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(tmp_path), str(ROOT)], check=True)
+    subprocess.run(
+        [
+            uv,
+            "build",
+            "--wheel",
+            "--quiet",
+            "--no-build-isolation",
+            "--python",
+            sys.executable,
+            "--out-dir",
+            str(tmp_path),
+            str(ROOT),
+        ],
+        check=True,
+    )
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "import sys, card_classifier.records.writer as records; records.Records(sys.argv[1]).close(); from card_classifier.records.export import count_records; print(records.__file__, count_records(sys.argv[1]).records)"
-    done = run_python(code, f"sqlite:///{tmp_path / 'records.sqlite'}", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")})
-    assert done.stdout.split() == [str(tmp_path / "installed" / "card_classifier" / "records" / "writer.py"), "0"], done.stderr
+    code = "\n".join(
+        (
+            "import sys",
+            "from card_classifier.records import export, writer",
+            "writer.Records(sys.argv[1]).close()",
+            "print(writer.__file__, export.count_records(sys.argv[1]).records)",
+        )
+    )
+    done = run_python(
+        code,
+        f"sqlite:///{tmp_path / 'records.sqlite'}",
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+    )
+    assert done.stdout.split() == [str(tmp_path / "installed" / "card_classifier" / "records" / "writer.py"), "0"], (
+        done.stderr
+    )
 
 
 def test_starting_is_cheap_once_the_tables_are_there(tmp_path):
     url = f"sqlite:///{tmp_path / 'records.sqlite'}"
     Records(url).close()
-    code = "import sys; from card_classifier.records.writer import Records; Records(sys.argv[1]).close(); print(*sys.modules)"
+    code = (
+        "import sys; from card_classifier.records.writer import Records; "
+        "Records(sys.argv[1]).close(); print(*sys.modules)"
+    )
     loaded = set(run_python(code, url).stdout.split())
     assert "sqlalchemy" in loaded
-    assert not loaded & {"alembic", "psycopg", "pyarrow", "pandas", "torch", "fastcore", "gradio", "fastapi", "openvino", "onnxruntime"}
+    assert not loaded & {
+        "alembic",
+        "psycopg",
+        "pyarrow",
+        "pandas",
+        "torch",
+        "fastcore",
+        "gradio",
+        "fastapi",
+        "openvino",
+        "onnxruntime",
+    }
 
 
 # What was acknowledged
@@ -523,10 +618,14 @@ def test_a_connection_that_is_cut(postgres):
     with Records(url) as records:
         for _ in range(5):
             assert records.add_and_wait(make_record()).result(30)
-            postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'card_classifier'")
+            postgres.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'card_classifier'"
+            )
         known = make_record()
         assert records.add_and_wait(known).result(30)
-        postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'card_classifier'")
+        postgres.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'card_classifier'"
+        )
         records.feedback(known.request_id, 0, "joker")  # nobody needs to know
         assert (records.counts().written, records.counts().lost) == (6, 0)
 
@@ -576,7 +675,12 @@ def small_disk(tmp_path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or not hasattr(os, "getuid") or os.getuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("mount")
+        or not hasattr(os, "getuid")
+        or os.getuid()
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
         pytest.skip("mounting a small disk needs root on Linux")
     try:
         yield folder
@@ -650,7 +754,11 @@ odd_records = st.fixed_dictionaries(
 @pytest.fixture(scope="module", params=EACH)
 def lasting_records(request, tmp_path_factory) -> Iterator[tuple[Records, str]]:
     "A keeper of records for a hundred examples, and where it keeps them."
-    url = f"sqlite:///{tmp_path_factory.mktemp('lasting') / 'records.sqlite'}" if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    url = (
+        f"sqlite:///{tmp_path_factory.mktemp('lasting') / 'records.sqlite'}"
+        if request.param == "sqlite"
+        else new_database(request.getfixturevalue("postgres"))
+    )
     with Records(url, flush_seconds=0.01) as records:
         yield records, url
 
@@ -665,7 +773,11 @@ def test_a_strange_record_harms_no_other(lasting_records, changes):
     is_before, is_odd, is_after = (future.result(30) for future in futures)
     assert (is_before, is_after) == (True, True)
     with opened(url, is_reader=True) as connection, connection.begin():
-        found = connection.execute(sa.select(predictions).where(predictions.c.request_id == odd.request_id)).mappings().all()
+        found = (
+            connection.execute(sa.select(predictions).where(predictions.c.request_id == odd.request_id))
+            .mappings()
+            .all()
+        )
     assert len(found) == is_odd
     if is_odd:
         assert found[0]["rejection_reason"] == odd.rejection_reason
@@ -675,7 +787,13 @@ def test_a_strange_record_harms_no_other(lasting_records, changes):
 
 
 def test_types_that_no_column_holds_are_lost_alone(url):
-    wrong = [make_record(width="wide"), make_record(statistics={"a": object()}), make_record(top=[7]), make_record(is_rejected="perhaps"), make_record(model_version=None)]
+    wrong = [
+        make_record(width="wide"),
+        make_record(statistics={"a": object()}),
+        make_record(top=[7]),
+        make_record(is_rejected="perhaps"),
+        make_record(model_version=None),
+    ]
     with Records(url) as records:
         with records.queue.changed:
             futures = [records.add_and_wait(one) for one in (make_record(), *wrong, make_record())]
@@ -740,7 +858,19 @@ def test_feedback_from_another_process(url):
 
 
 @pytest.mark.parametrize(
-    ("request_id", "index"), [("0" * 32, 0), ("0" * 31, 0), ("", 0), ("A" * 32, 0), ("'; DROP TABLE predictions; --", 0), (None, 0), ("known", 1), ("known", -1), ("known", 2**31), ("known", "0")]
+    ("request_id", "index"),
+    [
+        ("0" * 32, 0),
+        ("0" * 31, 0),
+        ("", 0),
+        ("A" * 32, 0),
+        ("'; DROP TABLE predictions; --", 0),
+        (None, 0),
+        ("known", 1),
+        ("known", -1),
+        ("known", 2**31),
+        ("known", "0"),
+    ],
 )
 def test_feedback_on_nothing(url, request_id, index):
     with Records(url) as records:
@@ -818,7 +948,15 @@ def test_exports_hold_everything_in_order(url, tmp_path, monkeypatch, suffix):
 def test_an_export_of_a_part(url, tmp_path):
     made = many(url, 10, image=b"picture")
     assert export_records(url, tmp_path / "a.csv", since=made[2].time, until=made[5].time) == 3
-    assert export_records(url, tmp_path / "b.csv", since=made[2].time.replace(tzinfo=None), until=made[5].time.astimezone(timezone(timedelta(hours=5)))) == 3
+    assert (
+        export_records(
+            url,
+            tmp_path / "b.csv",
+            since=made[2].time.replace(tzinfo=None),
+            until=made[5].time.astimezone(timezone(timedelta(hours=5))),
+        )
+        == 3
+    )
     assert export_records(url, tmp_path / "c.parquet", with_images=True, until=made[0].time) == 0
     assert export_records(url, tmp_path / "d.parquet", with_images=True) == 10
 
@@ -866,13 +1004,22 @@ def test_an_export_that_is_refused(tmp_path, name, options, message):
 def test_parquet_without_pyarrow(tmp_path):
     url = f"sqlite:///{tmp_path / 'records.sqlite'}"
     Records(url).close()
-    code = "import sys; sys.modules['pyarrow'] = None; from card_classifier.records.export import export_records; export_records(sys.argv[1], sys.argv[2])"
+    code = (
+        "import sys; sys.modules['pyarrow'] = None; from card_classifier.records.export import export_records; "
+        "export_records(sys.argv[1], sys.argv[2])"
+    )
     done = run_python(code, url, str(tmp_path / "records.parquet"))
-    assert done.stderr.strip().endswith("RecordsError: writing Parquet needs pyarrow: pip install 'card_classifier[parquet]'")
+    assert done.stderr.strip().endswith(
+        "RecordsError: writing Parquet needs pyarrow: pip install 'card_classifier[parquet]'"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["records.sqlite"]
 
 
-@pytest.mark.parametrize("read", [count_records, lambda url: export_records(url, "records.csv"), lambda url: apply_retention(url, record_days=1)], ids=["count", "export", "retention"])
+@pytest.mark.parametrize(
+    "read",
+    [count_records, lambda url: export_records(url, "records.csv"), lambda url: apply_retention(url, record_days=1)],
+    ids=["count", "export", "retention"],
+)
 def test_reading_makes_nothing(url, read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecordsError, match="there is no database" if url.startswith("sqlite") else "holds no records"):
@@ -948,8 +1095,16 @@ def test_what_is_removed_can_not_be_found_in_the_file(tmp_path):
 @not_on_windows
 def test_interrupts_end_the_process(tmp_path):
     "The thread must not keep a process from ending, whatever the database does."
-    code = "import sys, time; from card_classifier.records.writer import Records; records = Records(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{tmp_path / 'records.sqlite'}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code = (
+        "import sys, time; from card_classifier.records.writer import Records; records = Records(sys.argv[1]); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'records.sqlite'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)

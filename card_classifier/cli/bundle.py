@@ -28,10 +28,13 @@ def bundle(
         return
     from card_classifier.bundle import read_bundle
     info = read_bundle(find_bundle(bundle))
-    rows = [(kind, network.architecture, f"{network.input_size} px", f"{network.bits} bits, {network.precision}",
-             ", ".join(f"{name} {value}" for name, value in network.thresholds.items()), network.run)
-            for kind, network in info.networks.items()]
-    print_table(f"{info.name}, version {info.model_version}", ["network", "backbone", "images", "numbers", "thresholds", "run"], rows)
+    rows = []
+    for kind, network in info.networks.items():
+        thresholds = ", ".join(f"{name} {value}" for name, value in network.thresholds.items())
+        numbers = f"{network.bits} bits, {network.precision}"
+        rows.append((kind, network.architecture, f"{network.input_size} px", numbers, thresholds, network.run))
+    columns = ["network", "backbone", "images", "numbers", "thresholds", "run"]
+    print_table(f"{info.name}, version {info.model_version}", columns, rows)
 
 # %% ../../nbs/cli/10_bundle.ipynb #fb2fcd64
 @bundle_app.command("convert")

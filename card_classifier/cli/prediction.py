@@ -82,10 +82,10 @@ def prediction_row(
 def predict(
     files:Annotated[list[str], typer.Argument(help="Photos, folders of photos, or - for standard input")],
     as_json:Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table")] = False,
-    bundle:Annotated[str, typer.Option(help="A bundle's folder, a run, or latest; without it the released bundle")] = "",
+    bundle:Annotated[str, typer.Option(help="A bundle, a run, or latest; without it the released bundle")] = "",
     top_k:Annotated[int, typer.Option("--top", min=1, max=53, help="How many of the best cards --json lists")] = 5,
 )->None:
-    "Says which cards are on each photo, and how sure that is. The exit code is the number of unreadable photos, at most 100."
+    "Says which cards are on each photo, and how sure that is. The exit code counts unreadable photos, up to 100."
     from card_classifier.recognition.predictor import Predictor
     predictor, answers = Predictor(find_bundle(bundle)), []
     for name in photos(files):

@@ -17,7 +17,8 @@ from .terminal import CommandError, app, needs, one_line_errors, print_table, pr
 from ..settings import ServeSettings
 
 # %% ../../nbs/cli/09_records.ipynb #fe33c9a9
-records_app = typer.Typer(help="What was asked and answered: how much there is, export, retention.", invoke_without_command=True)
+records_app = typer.Typer(
+    help="What was asked and answered: how much there is, export, retention.", invoke_without_command=True)
 app.add_typer(records_app, name="records")
 DatabaseOption = Annotated[str, setting_option(ServeSettings, "database")]
 
@@ -45,7 +46,8 @@ def records_export(
     database:DatabaseOption = ServeSettings.database,
     since:Annotated[datetime | None, typer.Option(help="Only what was answered at this time (UTC) or later")] = None,
     until:Annotated[datetime | None, typer.Option(help="Only what was answered before this time (UTC)")] = None,
-    with_images:Annotated[bool, typer.Option("--with-images", help="Also the images that were kept; Parquet only")] = False,
+    with_images:Annotated[bool, typer.Option(
+        "--with-images", help="Also the images that were kept; Parquet only")] = False,
     overwrite:Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists")] = False,
 )->None:
     "Writes the records into a file, one row an image, feedback included."
@@ -61,7 +63,7 @@ def records_export(
 def records_clean(
     database:DatabaseOption = ServeSettings.database,
     image_days:Annotated[float | None, typer.Option(min=0, help="Remove images older than this many days")] = None,
-    record_days:Annotated[float | None, typer.Option(min=0, help="Remove whole records older than this many days")] = None,
+    record_days:Annotated[float | None, typer.Option(min=0, help="Remove records older than this many days")] = None,
 )->None:
     "Applies the retention limits: removes what is too old."
     from card_classifier.records.retention import apply_retention

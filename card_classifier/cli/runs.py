@@ -64,4 +64,5 @@ def find_bundle(
     run = find_run(root/"outputs", name)
     if (run/"bundle"/BUNDLE_FILE).is_file():
         return run/"bundle"
-    raise CommandError(f"the run {run.name} has no bundle yet; finish it with: card-classifier train --resume {run.name}")
+    advice = f"finish it with: card-classifier train --resume {run.name}"
+    raise CommandError(f"the run {run.name} has no bundle yet; {advice}")

@@ -27,7 +27,8 @@ def greeting(
     api = f"; try: curl --data-binary @photo.jpg {address}/v1/predict" if settings.has_api else ""
     lines = [f"serving at {address}{browser}{api}"]
     if settings.database not in ("", "none"):
-        lines.append("answers are recorded; look at them with: card-classifier records, keep none with: --database none")
+        lines.append(
+            "answers are recorded; look at them with: card-classifier records, keep none with: --database none")
     return lines
 
 # %% ../../nbs/cli/08_serving.ipynb #2c5d10dc
@@ -38,7 +39,7 @@ def greeting(
 def serve(
     settings:ServeSettings, # From the options
 )->None:
-    "Serves the model: a demo page at /, the API under /v1, its description at /docs, numbers for Prometheus at /metrics."
+    "Serves the model: a demo page at /, the API under /v1, its description at /docs, metrics for Prometheus."
     if settings.bundle:
         settings = dataclasses.replace(settings, bundle=str(find_bundle(settings.bundle).resolve()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

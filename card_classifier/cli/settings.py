@@ -28,7 +28,8 @@ def setting_option(
     switch, switch_help = one.metadata["switch"]
     words, limits = switch_help or one.metadata["explanation"], str(one.metadata["limits"])
     names = flags or (switch or f"--{name.replace('_', '-')}",)
-    return typer.Option(*names, help=f"{words} ({limits})" if limits else words, envvar=one.metadata["variable"] or None)
+    help_text = f"{words} ({limits})" if limits else words
+    return typer.Option(*names, help=help_text, envvar=one.metadata["variable"] or None)
 
 # %% ../../nbs/cli/01_settings.ipynb #d7dbd9e9
 def takes_settings(
@@ -37,15 +38,17 @@ def takes_settings(
     "Gives a command one option for each setting of a group."
     fields = dataclasses.fields(group)
     switches = {one.name for one in fields if one.metadata["switch"][0]}
-    options = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[one.type, setting_option(group, one.name)],
-            default=False if one.name in switches else one.default)
-        for one in fields
-    ]
+    options = []
+    for one in fields:
+        default = False if one.name in switches else one.default
+        annotation = Annotated[one.type, setting_option(group, one.name)]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        options.append(inspect.Parameter(one.name, kind, default=default, annotation=annotation))
     def decorate(command:Callable[[SettingsGroup], Any])->Callable:
         @wraps(command)
         def wrapped(**values:Any)->Any:
-            return command(group(**{name: not value if name in switches else value for name, value in values.items()}))
+            settings = {name: not value if name in switches else value for name, value in values.items()}
+            return command(group(**settings))
         wrapped.__signature__ = inspect.Signature(options)
         wrapped.__annotations__ = {option.name: option.annotation for option in options}
         return wrapped

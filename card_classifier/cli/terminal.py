@@ -74,10 +74,11 @@ def needs(
 def progress_bars()->Iterator[Callable[[int, int, str], None]]:
     "Gives a function `report(done, total, what)` that draws one bar for each `what`, with the time left."
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    bars:dict[str, int] = {}
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import TimeRemainingColumn as Remaining
+    what, left, bars = TextColumn("{task.description}"), TextColumn("left"), {}
+    columns = (what, BarColumn(), MofNCompleteColumn(), Elapsed(), left, Remaining())
     with Progress(*columns, console=Console(file=sys.stderr, force_jupyter=False)) as progress:
         def report(done:int, total:int, what:str)->None:
             if what not in bars:

@@ -13,16 +13,16 @@ import cv2
 import numpy as np
 
 from ..settings import Settings
-from ..render.photograph import develop
-from ..render.scenes import Scene, project
+from ..render.photograph import develop, project, rectangle_at
+from ..render.scenes import Scene
+from card_classifier.render.composition import (
+    DECK_FACE_WIDTH, ComposedScene, Deck, compose, is_recognisable, photographed_deck, rendered_deck,
+)
+from ..render.objects import flat_object
 from ..render.styles import CARD_HEIGHT, CARD_WIDTH
 from ..data.cache import CachedImages
 from ..geometry import intersection_over_union
 from ..images import straighten
-from card_classifier.render.scenes import (
-    Deck, FACE_PIXELS, TableScene, compose, photographed_deck, quad_at, rectangle_thing, rendered_deck,
-    tells_its_card,
-)
 
 # %% ../../nbs/training/04_crops.ipynb #6571d5d0
 NO_CARD = -1 # Target of a cutout that shows none
@@ -59,14 +59,14 @@ def misleading(
             return quad + way
         return np.roll(middle + (quad - middle)*generator.uniform(1.7, 2.6), generator.integers(4), axis=0) # All of it, small, with its surroundings
     length = generator.uniform(0.15, 0.8)*max(height, width)
-    return quad_at(generator, generator.uniform(0.1, 0.9, 2)*(width, height), length*CARD_WIDTH/CARD_HEIGHT, length, generator.uniform(0, 2*math.pi))
+    return rectangle_at(generator.uniform(0.1, 0.9, 2)*(width, height), length*CARD_WIDTH/CARD_HEIGHT, length, generator.uniform(0, 2*math.pi))
 
 def part_of_thing(
-    scene:TableScene,    # With at least one thing
+    scene:ComposedScene,    # With at least one thing
     generator:np.random.Generator,
 )->np.ndarray:           # Shape (4, 2)
     "Corners of something flat that is no card: all of it, or as much of it as has a card's shape."
-    quad = np.roll(scene.things[generator.integers(len(scene.things))].astype(float), generator.integers(4), axis=0)
+    quad = np.roll(scene.objects[generator.integers(len(scene.objects))].astype(float), generator.integers(4), axis=0)
     across, along = np.linalg.norm(quad[1] - quad[0]), np.linalg.norm(quad[3] - quad[0])
     shape = across/max(1e-6, along)*CARD_HEIGHT/CARD_WIDTH # 1 for a card
     size = np.array([min(1, 1/shape), min(1, shape)]) if generator.random() < 0.6 else np.ones(2)
@@ -95,7 +95,7 @@ def cutouts(
     images, targets = [], []
     while len(images) < n:
         scene = compose(decks, generator, scene_size)
-        is_readable = (scene.visible >= 0.45) | tells_its_card(scene.visible, scene.index_visible)
+        is_readable = (scene.visible >= 0.45) | is_recognisable(scene.visible, scene.index_visible)
         for card, quad, is_shown in zip(scene.cards, scene.corners, is_readable, strict=True):
             if not is_shown: continue
             images.append(straighten(scene.image, np.float32(shaken(quad, generator)), size))
@@ -103,13 +103,13 @@ def cutouts(
         wanted = max(1, round(misled/(1 - misled)*len(scene.corners)))
         for _ in range(min(2, wanted)):
             if generator.random() < 0.25: # A card that lies face down, or a thing with four corners
-                back = decks[generator.integers(len(decks))].back if generator.random() < 0.4 else rectangle_thing(generator, FACE_PIXELS)
+                back = decks[generator.integers(len(decks))].back if generator.random() < 0.4 else flat_object(generator, DECK_FACE_WIDTH)
                 back = back[..., :3]
                 edge = generator.uniform(-0.04, 0.06, (4, 2))*back.shape[1]
                 around = np.float32([(0, 0), (back.shape[1], 0), (back.shape[1], back.shape[0]), (0, back.shape[0])]) + edge
                 images.append(straighten(develop(np.ascontiguousarray(back), generator), np.float32(around), size))
             else:
-                quad = part_of_thing(scene, generator) if len(scene.things) and generator.random() < 0.5 else misleading(scene, generator)
+                quad = part_of_thing(scene, generator) if len(scene.objects) and generator.random() < 0.5 else misleading(scene, generator)
                 if not (0 <= quad.mean(axis=0)).all() or not (quad.mean(axis=0) < scene.image.shape[1::-1]).all(): continue
                 if covered_by_cards(quad, scene) > 0.35: continue
                 images.append(straighten(scene.image, np.float32(quad), size))

@@ -25,9 +25,10 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from ..bundle import CORNERS_NAME, DETECTOR_STRIDE, INPUT_NAME, SCORES_NAME
+from ..images import fit_into_square
 from ..settings import ModelSettings
 from ..render.scenes import Scene
-from ..render.scenes import Deck, compose, square, tells_its_card
+from ..render.composition import Deck, compose, is_recognisable
 from .export import ExportError, OPSET, finished
 from .networks import create_model
 
@@ -234,9 +235,9 @@ class SceneLoader(DataLoader):
         "One scene, in a square."
         generator = np.random.default_rng(np.random.randint(2**31, size=4) if self.seed is None else [self.seed, index])
         scene = compose(self.decks, generator, self.size)
-        enough = np.where(tells_its_card(scene.visible, scene.index_visible), np.maximum(scene.visible, MIN_VISIBLE), scene.visible) # An index seen whole is as good
+        enough = np.where(is_recognisable(scene.visible, scene.index_visible), np.maximum(scene.visible, MIN_VISIBLE), scene.visible) # An index seen whole is as good
         scene = Scene(scene.image, scene.cards, scene.corners, enough)
-        return stretch(scene, self.size) if generator.random() < 0.12 else replace(scene, image=square(scene.image, self.size))
+        return stretch(scene, self.size) if generator.random() < 0.12 else replace(scene, image=fit_into_square(scene.image, self.size)[0])
 
     def create_item(self, index:int)->Scene: return self.scene(index)
 

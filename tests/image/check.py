@@ -1,8 +1,9 @@
-"""`make image-test`: starts the built image for real and says what was measured; ends with code 1 when anything is not as promised.
+"""`make image-test`: starts the built image for real, says what was measured, and ends with code 1 on a broken promise.
 
 usage: check.py [serve|train]
 
-Containers run as a deployment should run them: root file system read-only, no capabilities, /tmp in memory, only /data (or training's folders) as volumes.
+Containers run as a deployment should run them: root file system read-only, no capabilities, /tmp in memory,
+only /data (or training's folders) as volumes.
 """
 
 import base64
@@ -25,8 +26,25 @@ from engine import ROOT, STRICT, ImageProblem, engine, inspect, is_docker, main,
 
 READY_SECONDS = 2.0
 MEGABYTES = {"serve": 350.0, "train": 8000.0}
-NOT_THERE = {"serve": ["torch", "torchvision", "fastai", "timm", "wandb", "dvc", "onnxruntime", "hf_xet", "openvino_telemetry", "setuptools"], "train": ["gradio", "fastapi"]}
-THERE = {"serve": ["gradio", "openvino", "fastapi", "uvicorn", "psycopg", "sqlalchemy", "alembic"], "train": ["torch", "fastai", "timm", "papermill", "wandb", "dvc"]}
+NOT_THERE = {
+    "serve": [
+        "torch",
+        "torchvision",
+        "fastai",
+        "timm",
+        "wandb",
+        "dvc",
+        "onnxruntime",
+        "hf_xet",
+        "openvino_telemetry",
+        "setuptools",
+    ],
+    "train": ["gradio", "fastapi"],
+}
+THERE = {
+    "serve": ["gradio", "openvino", "fastapi", "uvicorn", "psycopg", "sqlalchemy", "alembic"],
+    "train": ["torch", "fastai", "timm", "papermill", "wandb", "dvc"],
+}
 CHECKS: dict[str, list] = {"serve": [], "train": []}
 
 
@@ -73,7 +91,14 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, timeout: float = 60) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    timeout: float = 60,
+) -> tuple[int, dict[str, str], bytes]:
     "One HTTP request: status, headers, body."
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
@@ -88,8 +113,12 @@ def cpu_seconds(process: int) -> float | None:
     "CPU time of a process and its children, if this machine shows them."
     try:
         words = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        children = itertools.chain(*(file.read_text(encoding="ascii").split() for file in Path(f"/proc/{process}/task").glob("*/children")))
-        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(int(child)) or 0.0 for child in children)
+        children = itertools.chain(
+            *(file.read_text(encoding="ascii").split() for file in Path(f"/proc/{process}/task").glob("*/children"))
+        )
+        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK") + sum(
+            cpu_seconds(int(child)) or 0.0 for child in children
+        )
     except OSError:
         return None
 
@@ -100,7 +129,19 @@ class Served:
     def __init__(self, image: str, *options: str, command: tuple[str, ...] = ()):
         self.port = free_port()
         self.name = f"card-classifier-check-{uuid.uuid4().hex[:8]}"
-        engine("run", "--detach", "--name", self.name, "--env", f"PORT={self.port}", *run_options(self.port), *STRICT, *options, image, *command)
+        engine(
+            "run",
+            "--detach",
+            "--name",
+            self.name,
+            "--env",
+            f"PORT={self.port}",
+            *run_options(self.port),
+            *STRICT,
+            *options,
+            image,
+            *command,
+        )
 
     def state(self) -> dict:
         "What the engine says of it."
@@ -173,8 +214,13 @@ def configuration(image: str, target: str) -> str:
     require(re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"]) is not None, f"the user is {config['User']!r}")
     require(config["Entrypoint"] == ["card-classifier"], f"the entry point is {config['Entrypoint']}")
     said = json.dumps(config)
-    require(not re.search(r"(?i)(password|secret|token|api_key)\W*[=:]", said), "the configuration holds something like a secret")
-    require(str(ROOT) not in said and "/root" not in said, "the configuration names a path of the machine that built it")
+    require(
+        not re.search(r"(?i)(password|secret|token|api_key)\W*[=:]", said),
+        "the configuration holds something like a secret",
+    )
+    require(
+        str(ROOT) not in said and "/root" not in said, "the configuration names a path of the machine that built it"
+    )
     if target == "serve":
         require("/data" in (config.get("Volumes") or {}), "there is no volume /data")
         require(bool(health_command(image)), "there is no health check")
@@ -184,7 +230,9 @@ def configuration(image: str, target: str) -> str:
 def health_command(image: str) -> list[str]:
     "The image's health check as it would be executed."
     found = inspect(image)
-    test = (found["Config"].get("Healthcheck") or found.get("HealthCheck") or found.get("Healthcheck") or {}).get("Test") or ["NONE"]
+    test = (found["Config"].get("Healthcheck") or found.get("HealthCheck") or found.get("Healthcheck") or {}).get(
+        "Test"
+    ) or ["NONE"]
     return test[1:] if test[0] == "CMD" else ["/bin/sh", "-c", test[1]] if test[0] == "CMD-SHELL" else []
 
 
@@ -213,7 +261,10 @@ def unpacked(image: str) -> int:
 def size(image: str, target: str) -> str:
     base = inspect(image)["Config"]["Labels"]["org.opencontainers.image.base.name"]
     whole, bare = unpacked(image), unpacked(base)
-    require((whole - bare) / 1e6 <= MEGABYTES[target], f"{(whole - bare) / 1e6:.1f} MB, at most {MEGABYTES[target]:.0f} are allowed")
+    require(
+        (whole - bare) / 1e6 <= MEGABYTES[target],
+        f"{(whole - bare) / 1e6:.1f} MB, at most {MEGABYTES[target]:.0f} are allowed",
+    )
     return f"{(whole - bare) / 1e6:.1f} MB of at most {MEGABYTES[target]:.0f}; the base {base} has {bare / 1e6:.1f} MB"
 
 
@@ -222,7 +273,8 @@ import importlib.metadata, pathlib, sysconfig, collections
 site = pathlib.Path(sysconfig.get_path("purelib"))
 sizes = collections.Counter()
 for file in site.rglob("*"):
-    if file.is_file() and not file.is_symlink(): sizes[file.relative_to(site).parts[0].split(".")[0]] += file.stat().st_size
+    if file.is_file() and not file.is_symlink():
+        sizes[file.relative_to(site).parts[0].split(".")[0]] += file.stat().st_size
 print(", ".join(f"{name} {size/1e6:.1f}" for name, size in sizes.most_common(14)))
 """
 
@@ -234,16 +286,25 @@ def packages(image: str, target: str) -> str:
 
 VERSIONS = """
 import importlib.metadata, json
-print(json.dumps({one.metadata["Name"].lower().replace("_", "-").replace(".", "-"): one.version for one in importlib.metadata.distributions()}))
+found = importlib.metadata.distributions()
+print(json.dumps({one.metadata["Name"].lower().replace("_", "-").replace(".", "-"): one.version for one in found}))
 """
 
 
 @check("versions are those of requirements.lock", "serve", "train")
 def versions(image: str, target: str) -> str:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    locked = {name.strip(): version.split(";")[0].strip() for name, _, version in (line.partition("==") for line in lines) if version}
-    found = json.loads(python(image, "import sys; sys.path = [path for path in sys.path if 'dist-packages' not in path]\n" + VERSIONS))
-    others = {name: version for name, version in found.items() if name != "card-classifier" and locked.get(name) != version}
+    locked = {
+        name.strip(): version.split(";")[0].strip()
+        for name, _, version in (line.partition("==") for line in lines)
+        if version
+    }
+    found = json.loads(
+        python(image, "import sys; sys.path = [path for path in sys.path if 'dist-packages' not in path]\n" + VERSIONS)
+    )
+    others = {
+        name: version for name, version in found.items() if name != "card-classifier" and locked.get(name) != version
+    }
     require(not others, f"not as locked: {others}")
     return f"{len(found) - 1} packages"
 
@@ -267,8 +328,16 @@ def imports(image: str, target: str) -> str:
 @check("files of the package are all there", "serve")
 def files(image: str, target: str) -> str:
     package = ROOT / "card_classifier"
-    ours = {file.relative_to(package).as_posix(): file.stat().st_size for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
-    code = "import card_classifier, json, pathlib; root = pathlib.Path(card_classifier.__file__).parent; print(json.dumps({file.relative_to(root).as_posix(): file.stat().st_size for file in root.rglob('*') if file.is_file()}))"
+    ours = {
+        file.relative_to(package).as_posix(): file.stat().st_size
+        for file in package.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    code = (
+        "import card_classifier, json, pathlib; root = pathlib.Path(card_classifier.__file__).parent; "
+        "files = [file for file in root.rglob('*') if file.is_file()]; "
+        "print(json.dumps({file.relative_to(root).as_posix(): file.stat().st_size for file in files}))"
+    )
     theirs = json.loads(python(image, code))
     missing = [name for name, n_bytes in ours.items() if theirs.get(name) != n_bytes]
     require(not missing, f"missing or different: {', '.join(missing[:8])}")
@@ -281,7 +350,8 @@ found = []
 for folder, folders, files in os.walk("/"):
     folders[:] = [name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys", "/dev")]
     if os.access(folder, os.W_OK): found.append(folder); folders.clear(); continue
-    found += [path for path in (os.path.join(folder, name) for name in files) if not os.path.islink(path) and os.access(path, os.W_OK)]
+    paths = [os.path.join(folder, name) for name in files]
+    found += [path for path in paths if not os.path.islink(path) and os.access(path, os.W_OK)]
 print(*found)
 """
 
@@ -303,8 +373,14 @@ def predict(image: str, target: str) -> str:
     require(answers[0]["top"] == answers[1]["top"], "two users get different answers")
     refused = run(image, "predict", "-", content=b"no picture", check=False)
     require(refused.returncode == 1, f"a text file ended with {refused.returncode}")
-    code = "import errno\ntry: open('/opt/card-classifier/x', 'w')\nexcept OSError as error: print(errno.errorcode[error.errno])"
-    require(python(image, code, options=[*STRICT, "--user", "0"]).strip() == "EROFS", "the root file system is not read-only")
+    code = (
+        "import errno\ntry: open('/opt/card-classifier/x', 'w')\n"
+        "except OSError as error: print(errno.errorcode[error.errno])"
+    )
+    require(
+        python(image, code, options=[*STRICT, "--user", "0"]).strip() == "EROFS",
+        "the root file system is not read-only",
+    )
     return f"{answers[0]['card']}, {answers[0]['probability']:.3f}"
 
 
@@ -319,10 +395,16 @@ def start_up(image: str, target: str) -> str:
             walls.append(service.ready - datetime.fromisoformat(started).timestamp())
     cost = min((one for one in costs if one is not None), default=None)
     load = os.getloadavg()[0]
-    told = f"{min(walls):.2f} s at best of {', '.join(f'{wall:.2f}' for wall in walls)}" + (f"; {cost:.2f} s of CPU" if cost is not None else "") + f"; load {load:.1f} on {os.cpu_count()} cores"
+    report = (
+        f"{min(walls):.2f} s at best of {', '.join(f'{wall:.2f}' for wall in walls)}"
+        + (f"; {cost:.2f} s of CPU" if cost is not None else "")
+        + f"; load {load:.1f} on {os.cpu_count()} cores"
+    )
     is_busy = load > (os.cpu_count() or 1)  # then the clock says more about other programs than about this one
-    require(min(walls) <= READY_SECONDS or is_busy, told)
-    return told + (f"; more than {READY_SECONDS:.0f} s, not judged on a machine this busy" if min(walls) > READY_SECONDS else "")
+    require(min(walls) <= READY_SECONDS or is_busy, report)
+    return report + (
+        f"; more than {READY_SECONDS:.0f} s, not judged on a machine this busy" if min(walls) > READY_SECONDS else ""
+    )
 
 
 @check("health check, $PORT, API, demo")
@@ -334,13 +416,31 @@ def service_answers(image: str, target: str) -> str:
         content = picture(image)
         status, headers, body = ask(service.port, "POST", "/v1/predict?top_k=3", content)
         answer = json.loads(body)
-        require(status == 200 and len(answer["predictions"][0]["top"]) == 3, f"predict answered {status}: {body[:300]!r}")
+        require(
+            status == 200 and len(answer["predictions"][0]["top"]) == 3, f"predict answered {status}: {body[:300]!r}"
+        )
         boundary = uuid.uuid4().hex
-        parts = b"".join(f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode() + part + b"\r\n" for name, part in (("a.jpg", content), ("b.txt", b"no picture"), ("c.jpg", content)))
-        status, _, body = ask(service.port, "POST", "/v1/predict", parts + f"--{boundary}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        parts = b"".join(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+            + part
+            + b"\r\n"
+            for name, part in (("a.jpg", content), ("b.txt", b"no picture"), ("c.jpg", content))
+        )
+        status, _, body = ask(
+            service.port,
+            "POST",
+            "/v1/predict",
+            parts + f"--{boundary}--\r\n".encode(),
+            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        )
         several = json.loads(body)["predictions"]
-        require(status == 200 and [one["error"] is None for one in several] == [True, False, True], f"several files: {status} {body[:300]!r}")
-        require(ask(service.port, "POST", "/v1/predict", b"no picture")[0] == 415, "a text file is not refused with 415")
+        require(
+            status == 200 and [one["error"] is None for one in several] == [True, False, True],
+            f"several files: {status} {body[:300]!r}",
+        )
+        require(
+            ask(service.port, "POST", "/v1/predict", b"no picture")[0] == 415, "a text file is not refused with 415"
+        )
         require(ask(service.port, "GET", "/v1/model")[0] == 200, "no /v1/model")
         status, _, body = ask(service.port, "GET", "/metrics")
         require(status == 200 and b"card_classifier_requests_total" in body, "no metrics")
@@ -355,10 +455,20 @@ def service_answers(image: str, target: str) -> str:
         start = time.monotonic()
         status, headers, body = ask(service.port, "GET", "/")
         first = time.monotonic() - start
-        require(status == 200 and headers["content-type"].startswith("text/html"), f"the demo answered {status}: {body[:300]!r}")
-        missing = [path for path in sorted(set(re.findall(r'(?:src|href)="(?:\./|/)?(assets/[^"]+|static/[^"]+|theme\.css[^"]*)"', body.decode()))) if ask(service.port, "GET", f"/{path}")[0] != 200]
+        require(
+            status == 200 and headers["content-type"].startswith("text/html"),
+            f"the demo answered {status}: {body[:300]!r}",
+        )
+        missing = [
+            path
+            for path in sorted(
+                set(re.findall(r'(?:src|href)="(?:\./|/)?(assets/[^"]+|static/[^"]+|theme\.css[^"]*)"', body.decode()))
+            )
+            if ask(service.port, "GET", f"/{path}")[0] != 200
+        ]
         require(not missing, f"the demo's page names what is not there: {missing}")
-    return f"answers in {several[0]['milliseconds'].get('network', 0):.1f} ms of network; the demo's first page in {first:.1f} s"
+    network = several[0]["milliseconds"].get("network", 0)
+    return f"answers in {network:.1f} ms of network; the demo's first page in {first:.1f} s"
 
 
 @check("under load: memory, then SIGTERM with requests on their way; records kept")
@@ -366,7 +476,10 @@ def load_and_stop(image: str, target: str) -> str:
     content = picture(image)
     with volume() as data:
         with served(image, "--volume", f"{data}:/data") as service, concurrent.futures.ThreadPoolExecutor(8) as pool:
-            statuses = [status for status, _, _ in pool.map(lambda _: ask(service.port, "POST", "/v1/predict", content), range(200))]
+            statuses = [
+                status
+                for status, _, _ in pool.map(lambda _: ask(service.port, "POST", "/v1/predict", content), range(200))
+            ]
             require(set(statuses) == {200}, f"under load it answered {sorted(set(statuses))}")
             process = service.state()["Pid"]
             resident = [memory(one) for one in tree(process)]
@@ -377,7 +490,7 @@ def load_and_stop(image: str, target: str) -> str:
                 except ConnectionRefusedError:
                     return 0  # it listened no more
                 except ConnectionError:
-                    return -1  # the connection was cut: it waited to be accepted, as a request that a load balancer would send again
+                    return -1  # it waited to be accepted and was cut: a load balancer would send it again
 
             asked = [pool.submit(late, number) for number in range(64)]
             while sum(one.done() for one in asked) < 4:
@@ -387,15 +500,26 @@ def load_and_stop(image: str, target: str) -> str:
             require(code == 0, f"SIGTERM ended it with {code}: {service.logs()[-1000:]}")
             require(set(answered) <= {-1, 0, 200, 503}, f"while stopping it answered {sorted(set(answered))}")
         said = run(image, "records", options=[*STRICT, "--volume", f"{data}:/data"]).stdout.decode()
-    n_answered, n_recorded = 200 + answered.count(200), int(re.search(r"(?m)^\W*(?:records|predictions)\W+(\d+)", said)[1])
+    n_answered, n_recorded = (
+        200 + answered.count(200),
+        int(re.search(r"(?m)^\W*(?:records|predictions)\W+(\d+)", said)[1]),
+    )
     require(n_recorded >= n_answered, f"{n_answered} answers, {n_recorded} records")
-    return f"{len(resident)} processes, {max(resident):.0f} MB the largest; exit code 0 in {seconds:.1f} s, of 64 requests meanwhile {answered.count(200)} answered, {answered.count(-1)} cut, the others refused; {n_recorded} records of {n_answered} answers"
+    return (
+        f"{len(resident)} processes, {max(resident):.0f} MB the largest; exit code 0 in {seconds:.1f} s, "
+        f"of 64 requests meanwhile {answered.count(200)} answered, {answered.count(-1)} cut, the others refused; "
+        f"{n_recorded} records of {n_answered} answers"
+    )
 
 
 def tree(process: int) -> list[int]:
     "A process and all below it."
     try:
-        children = [int(word) for file in Path(f"/proc/{process}/task").glob("*/children") for word in file.read_text(encoding="ascii").split()]
+        children = [
+            int(word)
+            for file in Path(f"/proc/{process}/task").glob("*/children")
+            for word in file.read_text(encoding="ascii").split()
+        ]
     except OSError:
         return []
     return [process, *itertools.chain(*map(tree, children))]
@@ -419,9 +543,16 @@ def early_stop(image: str, target: str) -> str:
 
 @check("bad settings end it with one line")
 def bad_settings(image: str, target: str) -> str:
-    for options, code in ((["--env", "CARD_CLASSIFIER_BUNDLE=/nowhere"], 2), (["--env", "PORT=many"], 2), (["--env", "CARD_CLASSIFIER_DATABASE=oracle:nothing"], 2)):
+    for options, code in (
+        (["--env", "CARD_CLASSIFIER_BUNDLE=/nowhere"], 2),
+        (["--env", "PORT=many"], 2),
+        (["--env", "CARD_CLASSIFIER_DATABASE=oracle:nothing"], 2),
+    ):
         done = run(image, options=[*STRICT, *options], check=False, timeout=60)
-        require(done.returncode == code and b"Traceback" not in done.stderr, f"{options[1]} ended with {done.returncode}: {done.stderr.decode()[-500:]}")
+        require(
+            done.returncode == code and b"Traceback" not in done.stderr,
+            f"{options[1]} ended with {done.returncode}: {done.stderr.decode()[-500:]}",
+        )
     return "3 kinds"
 
 
@@ -430,9 +561,24 @@ def trains(image: str, target: str) -> str:
     with volume() as outputs:
         start = time.monotonic()
         mounts = ["--volume", f"{outputs}:/work/outputs"]
-        done = run(image, options=["--cap-drop", "ALL", "--security-opt", "no-new-privileges", *mounts, *([] if is_docker() else ["--shm-size", "1g"])], timeout=3600)
+        done = run(
+            image,
+            options=[
+                "--cap-drop",
+                "ALL",
+                "--security-opt",
+                "no-new-privileges",
+                *mounts,
+                *([] if is_docker() else ["--shm-size", "1g"]),
+            ],
+            timeout=3600,
+        )
         seconds = time.monotonic() - start
-        code = "import json, pathlib; run, = pathlib.Path('/work/outputs').glob('*/metrics.json'); print(json.dumps(json.loads(run.read_text())['test']['accuracy'])); assert (run.parent/'bundle'/'classifier.onnx').is_file() and (run.parent/'train.ipynb').is_file()"
+        code = (
+            "import json, pathlib; run, = pathlib.Path('/work/outputs').glob('*/metrics.json'); "
+            "print(json.dumps(json.loads(run.read_text())['test']['accuracy'])); "
+            "assert (run.parent/'bundle'/'classifier.onnx').is_file() and (run.parent/'train.ipynb').is_file()"
+        )
         accuracy = float(python(image, code, options=[*STRICT, *mounts]))
     require(accuracy > 0.5, f"accuracy on test is {accuracy:.2f}: {done.stdout.decode()[-500:]}")
     return f"{seconds / 60:.1f} minutes, accuracy on test {accuracy:.3f}"
@@ -447,10 +593,10 @@ def check_all() -> int:
     for what, function in CHECKS[target]:
         start = time.monotonic()
         try:
-            told, mark = function(image, target), "ok  "
+            report, mark = function(image, target), "ok  "
         except Exception as problem:  # whatever it is, the other checks are worth running
-            told, mark, n_failed = f"{type(problem).__name__}: {problem}", "FAIL", n_failed + 1
-        say(f"{mark} {what} [{time.monotonic() - start:.0f} s]: {told}")
+            report, mark, n_failed = f"{type(problem).__name__}: {problem}", "FAIL", n_failed + 1
+        say(f"{mark} {what} [{time.monotonic() - start:.0f} s]: {report}")
     say(f"{len(CHECKS[target]) - n_failed} passed, {n_failed} failed")
     return int(n_failed > 0)
 

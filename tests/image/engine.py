@@ -1,7 +1,8 @@
 """A container engine: docker where one answers, else buildah to build and podman to run.
 
 Standard library only, so that an image can be built and tested without the project's own environment.
-IMAGE_STORE names a folder that keeps everything of buildah and podman (images, caches, temporary files); without it they use their usual places.
+IMAGE_STORE names a folder that keeps everything of buildah and podman (images, caches, temporary files);
+without it they use their usual places.
 """
 
 import functools
@@ -29,7 +30,10 @@ def say(text: str) -> None:
 def answers(*command: str) -> bool:
     "Whether a command exists and succeeds."
     try:
-        return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+        return (
+            shutil.which(command[0]) is not None
+            and subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+        )
     except subprocess.TimeoutExpired:
         return False
 
@@ -41,7 +45,10 @@ def is_docker() -> bool:
         return True
     if shutil.which("buildah") and shutil.which("podman"):
         return False
-    raise ImageProblem("no Docker engine answers, and buildah and podman are not installed: apt-get install --no-install-recommends buildah podman runc mmdebstrap")
+    raise ImageProblem(
+        "no Docker engine answers, and buildah and podman are not installed: "
+        "apt-get install --no-install-recommends buildah podman runc mmdebstrap"
+    )
 
 
 def store_options() -> list[str]:
@@ -62,15 +69,23 @@ def environment() -> dict[str, str]:
 def podman_options() -> list[str]:
     "How podman runs containers where there is no systemd."
     runtime = ["--runtime", "runc"] if shutil.which("runc") else []
-    return [*store_options(), *([] if Path("/run/systemd/system").exists() else ["--cgroup-manager", "cgroupfs", *runtime])]
+    return [
+        *store_options(),
+        *([] if Path("/run/systemd/system").exists() else ["--cgroup-manager", "cgroupfs", *runtime]),
+    ]
 
 
-def engine(*arguments: str, check: bool = True, timeout: float = 600, content: bytes | None = None) -> subprocess.CompletedProcess:
+def engine(
+    *arguments: str, check: bool = True, timeout: float = 600, content: bytes | None = None
+) -> subprocess.CompletedProcess:
     "Runs `docker …` or `podman …`. Raises `ImageProblem` with what it printed when it fails."
     command = ["docker", *arguments] if is_docker() else ["podman", *podman_options(), *arguments]
     done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env=environment(), input=content)
     if check and done.returncode:
-        raise ImageProblem(f"{' '.join(command[:1] + list(arguments))} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-2000:]}")
+        raise ImageProblem(
+            f"{' '.join(command[:1] + list(arguments))} ended with {done.returncode}: "
+            f"{done.stderr.decode(errors='replace').strip()[-2000:]}"
+        )
     return done
 
 
@@ -81,14 +96,42 @@ def run_options(port: int | None = None) -> list[str]:
     import resource  # Windows has none, and there only docker gets here
 
     limits = [("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)]
-    ours = [f"{name}={value}:{value}" for name, kind in limits for value in [min(20_000, resource.getrlimit(kind)[1] if resource.getrlimit(kind)[1] > 0 else 20_000)]]
-    return ["--network", "host", "--health-interval", "disable", *(part for limit in ours for part in ("--ulimit", limit))]
+    ours = [
+        f"{name}={value}:{value}"
+        for name, kind in limits
+        for value in [min(20_000, resource.getrlimit(kind)[1] if resource.getrlimit(kind)[1] > 0 else 20_000)]
+    ]
+    return [
+        "--network",
+        "host",
+        "--health-interval",
+        "disable",
+        *(part for limit in ours for part in ("--ulimit", limit)),
+    ]
 
 
-def run(image: str, *command: str, options: list[str] | None = None, check: bool = True, timeout: float = 300, content: bytes | None = None) -> subprocess.CompletedProcess:
+def run(
+    image: str,
+    *command: str,
+    options: list[str] | None = None,
+    check: bool = True,
+    timeout: float = 300,
+    content: bytes | None = None,
+) -> subprocess.CompletedProcess:
     "Runs a container to its end, under the strictest options unless others are given, and removes it."
     given = STRICT if options is None else options
-    return engine("run", "--rm", *(["-i"] if content is not None else []), *run_options(), *given, image, *command, check=check, timeout=timeout, content=content)
+    return engine(
+        "run",
+        "--rm",
+        *(["-i"] if content is not None else []),
+        *run_options(),
+        *given,
+        image,
+        *command,
+        check=check,
+        timeout=timeout,
+        content=content,
+    )
 
 
 def python(image: str, code: str, *arguments: str, options: list[str] | None = None, check: bool = True) -> str:

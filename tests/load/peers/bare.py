@@ -1,4 +1,5 @@
 "A bare FastAPI route: uvicorn peers.bare:app --workers 2"
+
 from typing import Annotated
 
 from classify import Classifier

@@ -1,4 +1,5 @@
 "BentoML: bentoml serve bento:Cards --port PORT"
+
 from pathlib import Path
 
 import bentoml
@@ -9,7 +10,8 @@ from classify import Classifier
 class Cards:
     "The classifier in BentoML's frame."
 
-    def __init__(self): self.classifier = Classifier()
+    def __init__(self):
+        self.classifier = Classifier()
 
     @bentoml.api
     def predict(self, request: Path) -> dict:

@@ -1,4 +1,5 @@
 "What all peers do with an image: the package's own preprocessing, ONNX Runtime on one thread, the best card."
+
 import os
 
 import onnxruntime
@@ -16,7 +17,9 @@ class Classifier:
         self.info = read_bundle(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(os.path.join(folder, self.info.classifier.file), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            os.path.join(folder, self.info.classifier.file), options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, content: bytes) -> dict:
         "The best card of an image."

@@ -1,4 +1,5 @@
 "LitServe: python lit.py PORT"
+
 import sys
 
 import litserve
@@ -9,14 +10,20 @@ from fastapi import UploadFile
 class CardAPI(litserve.LitAPI):
     "The classifier in LitServe's frame."
 
-    def setup(self, device): self.classifier = Classifier()
+    def setup(self, device):
+        self.classifier = Classifier()
 
-    def decode_request(self, request: UploadFile): return request.file.read()
+    def decode_request(self, request: UploadFile):
+        return request.file.read()
 
-    def predict(self, content): return self.classifier(content)
+    def predict(self, content):
+        return self.classifier(content)
 
-    def encode_response(self, output): return output
+    def encode_response(self, output):
+        return output
 
 
 if __name__ == "__main__":
-    litserve.LitServer(CardAPI(), accelerator="cpu", workers_per_device=2).run(port=int(sys.argv[1]), generate_client_file=False, num_api_servers=1)
+    litserve.LitServer(CardAPI(), accelerator="cpu", workers_per_device=2).run(
+        port=int(sys.argv[1]), generate_client_file=False, num_api_servers=1
+    )
