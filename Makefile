@@ -60,8 +60,9 @@ lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
 	zizmor --offline --quiet .github/workflows
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-ruff: setup ## Ruff on notebooks and tests
+ruff: setup ## Ruff on notebooks and tests; and names that the package uses and only a hidden cell imports
 	ruff check .
+	ruff check --isolated --select F821,F822,F823 --target-version py311 card_classifier
 
 clean-notebooks: setup ## Remove from notebooks what changes with every run
 	nbdev_clean
@@ -88,7 +89,7 @@ coverage: setup ## Coverage of the exported package, notebooks and pytest togeth
 
 lab: setup ## JupyterLab on nbs/; saved notebooks are cleaned
 	nbdev_trust
-	JUPYTER_CONFIG_PATH=.jupyter jupyter lab --notebook-dir nbs
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" jupyter lab --notebook-dir nbs
 
 docs: setup ## Build the site into _docs/, where Quarto is installed; without it, process and check it
 	python reports/site_build.py

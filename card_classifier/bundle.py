@@ -104,7 +104,7 @@ class BundleInfo:
     name:str          # What people call it, such as the name of the classifier's run
     model_version:str # Which networks these are; every prediction carries it
     created:str       # When, ISO 8601 in UTC
-    networks:dict[str, NetworkInfo] # `classifier`, and `detector` unless it reads only pictures of single cards
+    networks:dict[str, NetworkInfo] # `classifier`, `detector` or, to serve photographs, both
     class_names:list[str] = field(default_factory=lambda: list(CLASS_NAMES)) # In the order of the logits
     data:dict = field(default_factory=dict)    # What it was trained on: name, kind, checksum, counts
     code_version:str = ""                      # Version and commit of the code that trained it
@@ -116,7 +116,10 @@ class BundleInfo:
 
     @property
     def classifier(self)->NetworkInfo:
-        "The network that reads a card."
+        "The network that reads a card. Raises `BundleError` if the bundle has only a detector, as a detector's run makes it."
+        if CLASSIFIER not in self.networks:
+            raise BundleError(f"the bundle {self.name} has no classifier: put it together with one by "
+                              f"card-classifier export CLASSIFIER_RUN --detector {self.name}")
         return self.networks[CLASSIFIER]
 
     @property
@@ -196,8 +199,8 @@ def info_problems(
     problems = kind_problems(info)
     if problems:
         return problems
-    if CLASSIFIER not in info.networks or not info.networks.keys() <= THRESHOLDS.keys():
-        problems.append(f"networks must be a {CLASSIFIER} and perhaps a {DETECTOR}, nothing else")
+    if not info.networks or not info.networks.keys() <= THRESHOLDS.keys():
+        problems.append(f"networks must be a {CLASSIFIER}, a {DETECTOR} or both, nothing else")
     if info.class_names != list(CLASS_NAMES):
         problems.append("class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES")
     for kind, network in info.networks.items():

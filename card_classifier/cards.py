@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RANK_SYMBOLS', 'SUIT_SYMBOLS', 'UNICODE_BLOCKS', 'UNICODE_STEPS', 'UNICODE_JOKER', 'CARDS', 'CLASS_NAMES',
-           'CARD_INDEX', 'RANK_WORDS', 'SUIT_WORDS', 'JOKER_KINDS', 'SUIT_SIGNS', 'LONGEST_TEXT', 'UNICODE_CARDS',
-           'CARD_BACK', 'Rank', 'Suit', 'Card', 'card_from_index', 'card_html', 'card_spellings', 'all_spellings',
-           'plain_words', 'CardNameError', 'nearest_card', 'unicode_card', 'parse_card', 'pip_tables', 'pip_places']
+           'CARD_INDEX', 'NO_CARD', 'NO_CARD_INDEX', 'RANK_WORDS', 'SUIT_WORDS', 'JOKER_KINDS', 'SUIT_SIGNS',
+           'LONGEST_TEXT', 'UNICODE_CARDS', 'CARD_BACK', 'Rank', 'Suit', 'Card', 'card_from_index', 'card_html',
+           'card_spellings', 'all_spellings', 'plain_words', 'CardNameError', 'nearest_card', 'unicode_card',
+           'parse_card', 'pip_tables', 'pip_places']
 
 # %% ../nbs/00_cards.ipynb #4ea54d66
 import difflib
@@ -127,6 +128,7 @@ CARDS = tuple(sorted(
     key=lambda card: card.class_name))
 CLASS_NAMES = tuple(card.class_name for card in CARDS)
 CARD_INDEX = {card: index for index, card in enumerate(CARDS)}
+NO_CARD, NO_CARD_INDEX = "no card", -1 # In place of a class name and of a class index, where a picture shows none
 
 def card_from_index(
     index:int, # Class index, from 0 to 52; any integer type, such as numpy's

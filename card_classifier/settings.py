@@ -267,8 +267,7 @@ class Settings(SettingsGroup):
     tracking:TrackingSettings = field(default_factory=TrackingSettings)
 
     def check_rules(self)->None:
-        can_skip_training = bool(self.model.start_from) and self.model.task == "classifier"
-        require(self.train.epochs > 0 or can_skip_training,
+        require(self.train.epochs > 0 or bool(self.model.start_from),
             f"train.epochs must be at least 1, got {self.train.epochs}; 0 only judges what model.start_from names")
 
 # %% ../nbs/01_settings.ipynb #926f0925

@@ -57,14 +57,26 @@ def served(folder: Path) -> Iterator[str]:
             server.shutdown()
 
 
+def shown_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "A cell as Quarto shows it: without its directives, and without its code where it says `echo: false`."
+    if cell.cell_type != "code":
+        return cell
+    texts = [output.get("data", {}).get("text/markdown", "") for output in cell.outputs]
+    if re.search(r"^#\| *echo: *false", cell.source, re.MULTILINE) and any(texts):
+        text = "\n\n".join("".join(part) for part in texts)
+        return nbformat.v4.new_markdown_cell(re.sub(r"\{target=[^}]*\}", "", text))
+    cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE)
+    return cell
+
+
 def notebook_html(file: Path) -> str:
     "A processed notebook as one page of HTML: its title from the front matter, then its cells."
     notebook = nbformat.read(file, 4)
     front = next((cell.source for cell in notebook.cells if cell.source.startswith("---\n")), "")
     told = yaml.safe_load(front.strip("- \n")) if front else None
     title = str((told or {}).get("title", file.stem))
-    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("---\n")]
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {title}"))
+    cells = [shown_cell(cell) for cell in notebook.cells if not cell.source.startswith("---\n")]
+    notebook.cells = [nbformat.v4.new_markdown_cell(f"# {title}"), *cells]
     return HTMLExporter().from_notebook_node(notebook)[0]
 
 
@@ -151,7 +163,7 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", help="such as index or guides/00_first_photo; all if none is named")
     parser.add_argument("--site", type=Path, help="a built or a processed site")
     parser.add_argument("--dark", action="store_true", help="look at the dark colours, too")
-    told = parser.parse_args()
+    told = parser.parse_intermixed_args()
     site = told.site or next((ROOT / name for name in ("_docs", "_proc") if (ROOT / name).is_dir()), None)
     if site is None or not site.is_dir():
         raise SystemExit("there is no site: run `make docs` first, or name one with --site")

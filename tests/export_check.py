@@ -1,5 +1,4 @@
 "Fails when card_classifier/ is not exactly what the notebooks export."
-import filecmp
 import os
 import shutil
 import subprocess
@@ -8,6 +7,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def is_same(ours: Path, fresh: Path) -> bool:
+    "Whether both are there with the same text; lines may end as the system likes them."
+    return ours.is_file() and fresh.is_file() and ours.read_text(encoding="utf-8") == fresh.read_text(encoding="utf-8")
 
 
 def modules(package: Path) -> set[Path]:
@@ -24,14 +28,13 @@ def differences(root: Path = ROOT) -> list[str]:
             source = root / name
             ignore = shutil.ignore_patterns("__pycache__", "released", ".ipynb_checkpoints")
             shutil.copytree(source, copy / name, ignore=ignore) if source.is_dir() else shutil.copy(source, copy)
-        shutil.rmtree(copy / "card_classifier" / "data", ignore_errors=True)
-        for module in (copy / "card_classifier").glob("[!_]*.py"):
+        for module in (copy / "card_classifier").rglob("[!_]*.py"):
             module.unlink()
         exporter = Path(sys.executable).with_name("nbdev_export")
         subprocess.run([exporter], cwd=copy, check=True, env=os.environ | {"PYTHONPATH": str(copy)})
         ours, fresh = root / "card_classifier", copy / "card_classifier"
         both = modules(ours) | modules(fresh)
-        return sorted(str(path) for path in both if not ((ours / path).is_file() and (fresh / path).is_file() and filecmp.cmp(ours / path, fresh / path, shallow=False)))
+        return sorted(path.as_posix() for path in both if not is_same(ours / path, fresh / path))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def make_record(request_id: str | None = None, **changes) -> Record:
         "top": [{"card": "joker", "probability": 0.75}, {"card": "two of clubs", "probability": 0.25}],
         "is_rejected": False,
         "rejection_reason": None,
-        "milliseconds": {"decode": 0.5, "network": 1.5},
+        "milliseconds": {"decode": 0.5, "classify": 1.5},
     }
     return Record(**values | changes)
 

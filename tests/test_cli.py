@@ -1,5 +1,6 @@
 "The command line as people and scripts use it: real processes, real files, real exit codes."
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import colour_picture
+
+from card_classifier.settings import ServeSettings, checkout, compose, group_rows, setting_rows
 
 COMMAND = [str(Path(sys.executable).with_name("card-classifier"))]
 KEYS = {"file", "card", "probability", "top", "is_rejected", "rejection_reason", "model_version", "milliseconds", "error"}
@@ -110,15 +113,38 @@ def test_wrong_input_is_answered_in_one_line_from_any_folder(arguments, message,
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_settings_names_every_setting_with_its_meaning(tmp_path):
+def test_settings_shows_every_setting_as_it_would_be(tmp_path):
     result = run("settings", "quick", "train.epochs=3", folder=tmp_path)
     assert result.returncode == 0
-    assert "label_smoothing" in result.stdout.decode()
+    shown = {line.split("│")[1].strip(): line for line in result.stdout.decode().splitlines() if line.startswith("│")}
+    for name, value, limits, explanation in setting_rows(compose("quick", ["train.epochs=3"])):
+        cells = [cell.strip() for cell in shown[name].split("│")[2:4]]
+        assert cells == [repr(value), str(limits)]
+        assert explanation.split()[0] in shown[name]
 
 
-def test_data_says_what_is_there_and_what_to_do_next(tmp_path):
+def test_a_setting_out_of_bounds_says_what_is_allowed_and_what_it_means(tmp_path):
+    result = run("train", "augment.hue=90", folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.decode().endswith("augment.hue must be from 0 to 30, got 90.0 (Largest turn of the hue in degrees; at 30 red becomes orange)\n")
+
+
+def test_data_says_what_is_missing_and_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CARD_CLASSIFIER_DATA", str(tmp_path / "nowhere.zip"))
     result = run("data", folder=tmp_path)
     assert result.returncode == 0
-    assert b"card-classifier" in result.stdout
+    said = result.stdout.decode().splitlines()
+    assert said[0] == f"raw data: {tmp_path / 'nowhere.zip'} (nothing there!)"
+    if (checkout() / "data" / "dataset.json").exists():
+        assert said[-1] == "next: card-classifier train --experiment cpu"
+    else:
+        assert said[1] == "shards: none yet; make them with: card-classifier data prepare"
 
 
+def test_serve_takes_its_options_from_the_settings_and_their_variables(tmp_path):
+    offered = run("serve", "--help", folder=tmp_path).stdout.decode()
+    for row in group_rows(ServeSettings()):
+        switch, _ = ServeSettings.__dataclass_fields__[row.name].metadata["switch"]
+        assert (switch or f"--{row.name.replace('_', '-')}") in offered
+    refused = subprocess.run([*COMMAND, "serve"], env=os.environ | {"PORT": "70000"}, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr) == (2, "error: port must be from 0 to 65535, got 70000 (Port to listen on; 0 takes a free one)\n")

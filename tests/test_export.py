@@ -13,8 +13,10 @@ import timm
 import torch
 from torch import nn
 
-from card_classifier.bundle import BundleError, CLASSIFIER_FILE, read_bundle, softmax
-from card_classifier.training.export import ExportError, Parity, check_parity, compare, export_bundle, git, onnx_bytes
+from card_classifier.bundle import CLASSIFIER, CLASSIFIER_FILE, BundleError, NetworkInfo, classifier_ports, read_bundle, softmax
+from card_classifier.settings import ExportSettings
+from card_classifier.training.classifier import calibrate, compare_classifiers
+from card_classifier.training.export import ExportError, Parity, check_parity, git, make_bundle, onnx_bytes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 SIZE = 64
@@ -38,11 +40,15 @@ def exported(tmp_path_factory, images):
     with torch.no_grad():  # As training would have: statistics that are not those of a fresh network
         network(torch.randn(16, 3, SIZE, SIZE))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    logits = 6 * np.eye(53)[np.arange(106) % 53]
-    folder = export_bundle(
-        network, tmp_path_factory.mktemp("export") / "bundle", name="test", architecture="test_byobnet", input_size=SIZE, mean=MEAN, std=STD,
-        valid_logits=logits, valid_targets=np.arange(106) % 53, training={}, data={"name": "noise", "is_real": False}, metrics={"valid": {"accuracy": 1.0}},
+    targets = np.arange(106) % 53
+    temperature, rejection = calibrate(6 * np.eye(53)[targets], targets, ExportSettings())
+    described = NetworkInfo(
+        input_size=SIZE, mean=MEAN, std=STD, architecture="test_byobnet", temperature=temperature, run="test",
+        thresholds={"rejection": rejection, "whole_photo": 0.9}, metrics={"valid": {"accuracy": 1.0}},
     )
+    content = onnx_bytes(network, classifier_ports(SIZE), MEAN, STD)
+    data = {"name": "noise", "kind": "noise"}
+    folder = make_bundle(tmp_path_factory.mktemp("export") / "bundle", "test", {CLASSIFIER: (described, content)}, data)
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     return network, folder
@@ -50,7 +56,7 @@ def exported(tmp_path_factory, images):
 
 def test_the_bundle_answers_as_the_network_whatever_the_batch(exported, images):
     network, folder = exported
-    parity = check_parity(network, folder, images)
+    parity = check_parity(compare_classifiers(network, folder, images), max_gap=0.01)
     assert parity == Parity(20, 0, parity.max_probability_gap)
     assert parity.max_probability_gap < 1e-4
     session = onnxruntime.InferenceSession(str(folder / CLASSIFIER_FILE))
@@ -85,10 +91,11 @@ def test_another_process_writes_the_same_bytes(exported, tmp_path):
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     code = f"""
         import sys, timm, torch
+        from card_classifier.bundle import classifier_ports
         from card_classifier.training.export import onnx_bytes
         network = timm.create_model("test_byobnet", pretrained=False, num_classes=53)
         network.load_state_dict(torch.load(sys.argv[1], weights_only=True))
-        open(sys.argv[2], "wb").write(onnx_bytes(network, {SIZE}, {MEAN}, {STD}))
+        open(sys.argv[2], "wb").write(onnx_bytes(network, classifier_ports({SIZE}), {MEAN}, {STD}))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path / "weights.pt", tmp_path / "again.onnx"], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "again.onnx").read_bytes() == (folder / CLASSIFIER_FILE).read_bytes()
@@ -96,26 +103,26 @@ def test_another_process_writes_the_same_bytes(exported, tmp_path):
 
 def test_a_bundle_of_other_weights_is_caught(exported, images):
     with pytest.raises(ExportError, match="answers differently from the network"):
-        check_parity(small_network(seed=5), exported[1], images)
-    assert compare(small_network(seed=5), exported[1], images).n_images == 20
+        check_parity(compare_classifiers(small_network(seed=5), exported[1], images), max_gap=0.01)
+    assert compare_classifiers(small_network(seed=5), exported[1], images).n_images == 20
 
 
 def test_weights_that_are_not_numbers_are_caught(exported, images):
     broken = small_network()
     nn.init.constant_(broken.get_classifier().bias, float("nan"))
     with pytest.raises(ExportError, match="nan apart"):
-        check_parity(broken, exported[1], images)
+        check_parity(compare_classifiers(broken, exported[1], images), max_gap=0.01)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 32, 32, 3), np.uint8), np.zeros((0, SIZE, SIZE, 3), np.uint8), np.zeros((2, SIZE, SIZE, 3), np.float32)])
 def test_unusable_images_are_refused(exported, wrong):
     with pytest.raises(ExportError, match="must be uint8"):
-        check_parity(exported[0], exported[1], wrong)
+        compare_classifiers(exported[0], exported[1], wrong)
 
 
 def test_a_missing_bundle_says_what_to_do(exported, images, tmp_path):
     with pytest.raises(BundleError, match="there is no bundle folder"):
-        check_parity(exported[0], tmp_path / "nothing", images)
+        compare_classifiers(exported[0], tmp_path / "nothing", images)
 
 
 def test_a_network_that_no_graph_can_hold_is_refused():
@@ -124,7 +131,7 @@ def test_a_network_that_no_graph_can_hold_is_refused():
             return pixels.mean((1, 2)) if pixels.sum() > 0 else pixels.mean((2, 3))
 
     with pytest.raises(ExportError, match="Undecided can't be exported at 64 px"):
-        onnx_bytes(Undecided(), SIZE, MEAN, STD)
+        onnx_bytes(Undecided(), classifier_ports(SIZE), MEAN, STD)
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):

@@ -11,11 +11,11 @@ from card_classifier.cards import CARDS, Card
 from card_classifier.render.styles import random_style
 from card_classifier.render.faces import render_face
 from card_classifier.render.scenes import render_scene
-from card_classifier.recognition.detection import MAX_CARDS, cards_in, find_cards
+from card_classifier.recognition.detection import MAX_CARDS, decode_detections, detect_cards
 from card_classifier.recognition.engine import ENGINES
 from card_classifier.recognition.predictor import Predictor
 from card_classifier.geometry import intersection_over_union
-from card_classifier.images import fit_into_square, straighten
+from card_classifier.images import letterbox, straighten
 
 NAMES = ("ace of spades", "seven of diamonds", "king of hearts", "ten of clubs", "queen of spades")
 
@@ -80,7 +80,7 @@ def test_a_large_photograph_is_answered_like_a_small_one(released):
 def test_engines_find_the_same(released):
     photo = scene(9, NAMES).image
     other = Predictor(engine=ENGINES[1])
-    first, second = released.find(photo), other.find(photo)
+    first, second = released.detect(photo), other.detect(photo)
     assert len(first) == len(second) > 0
     for one, two in zip(first, second, strict=True):
         diagonal = np.linalg.norm(two.corners[2] - two.corners[0])
@@ -105,10 +105,10 @@ def test_noise_does_not_drown_the_service(released):
     places = np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1)[:, :, None] * 8.0
     corners = (places + np.float32([(0, 0), (10, 0), (10, 14), (0, 14)])).astype(np.float32)
     scores = np.random.default_rng(1).uniform(0.5, 1, (n, n)).astype(np.float32)
-    assert len(cards_in(scores, corners, 0.4)) == MAX_CARDS
+    assert len(decode_detections(scores, corners, 0.4)) == MAX_CARDS
     broken = np.full_like(corners, np.nan)
-    assert cards_in(scores, broken, 0.4) == []
-    assert find_cards(lambda _: (scores[None], broken[None]), 640, 0.4, np.zeros((20, 30, 3), np.uint8)) == []
+    assert decode_detections(scores, broken, 0.4) == []
+    assert detect_cards(lambda _: (scores[None], broken[None]), 640, 0.4, np.zeros((20, 30, 3), np.uint8)) == []
 
 
 def test_straightening_undoes_any_perspective():
@@ -125,7 +125,7 @@ def test_straightening_undoes_any_perspective():
 
 @pytest.mark.parametrize("shape", [(10, 10000), (10000, 10), (1, 1), (320, 320)])
 def test_any_format_fits_into_the_square(shape):
-    square, scale = fit_into_square(np.full((*shape, 3), 200, np.uint8), 320)
+    square, scale = letterbox(np.full((*shape, 3), 200, np.uint8), 320)
     assert square.shape == (320, 320, 3) and scale == max(shape) / 320
 
 

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from postgres import PASSWORD, Postgres, postgres_programs, running_postgres
 from record_victims import make_record
 
-from card_classifier.cards import CLASS_NAMES
+from card_classifier.cards import CLASS_NAMES, NO_CARD
 from card_classifier.records import database
 from card_classifier.records import export as export_module
 from card_classifier.records import queue as queue_module
@@ -41,7 +41,6 @@ from card_classifier.records.database import MIGRATIONS, database_url, make_engi
 from card_classifier.records.export import EXPORT_COLUMNS, count_records, export_records, opened
 from card_classifier.records.retention import apply_retention
 from card_classifier.records.schema import (
-    NO_CARD,
     NewerSchemaError,
     Record,
     RecordsAwayError,

@@ -1,5 +1,6 @@
 "The repository keeps what it promises to those who read it."
 import json
+import os
 import re
 import runpy
 import shutil
@@ -46,14 +47,59 @@ def test_the_readme_promises_only_commands_that_exist():
     assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets()
 
 
-def test_the_readme_is_made_from_the_index():
-    made = runpy.run_path(str(ROOT / "reports" / "readme.py"))["readme"]()
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == made, "run make readme"
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_pages_of_the_root_are_made_from_those_of_the_site(name):
+    made = runpy.run_path(str(ROOT / "reports" / "readme.py"))["page_text"](name)
+    assert (ROOT / name).read_text(encoding="utf-8") == made, "run make readme"
 
 
-def test_ci_runs_what_newcomers_run():
-    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert script.strip().endswith("make test")
+@pytest.mark.skipif(sys.platform == "win32", reason="the continuous integration that calls it runs on Linux")
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_ci_runs_make_test_with_the_data_that_lies_beside_the_checkout(tmp_path, is_shared):
+    checkout, tools = tmp_path / "checkout", tmp_path / "tools"
+    (checkout / ".ci").mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", checkout / ".ci" / "run")
+    if is_shared:
+        (tmp_path / "shared" / "weights").mkdir(parents=True)
+    tools.mkdir()
+    for name in ("bash", "env", "dirname", "realpath", "id"):  # all that it may use; without apt-get it installs nothing
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "make").write_text("#!/usr/bin/env bash\necho make \"$@\" in \"$PWD\" with \"${CARD_CLASSIFIER_WEIGHTS-nothing}\"\n", encoding="utf-8")
+    (tools / "make").chmod(0o755)
+    done = subprocess.run([checkout / ".ci" / "run"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True)
+    weights = (tmp_path / "shared" / "weights").resolve() if is_shared else "nothing"
+    assert done.stdout.strip() == f"make test in {checkout.resolve()} with {weights}"
+
+
+def dry_run(*arguments: str, **environment: str) -> str:
+    "What make would run."
+    command = [shutil.which("make"), "-n", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_on_windows_make_finds_the_commands_where_a_virtual_environment_has_them_there():
+    everywhere = ("setup", "test", "check", "hooks", "lab", "run", "docs", "-W", "settings.ini")
+    windows, posix = dry_run(*everywhere, "OS=Windows_NT"), dry_run(*everywhere, "OS=")
+    assert ".venv/bin" not in windows
+    assert "python -m venv .venv" in windows and "python3.11 -m" not in windows
+    for command in (".venv/Scripts/python -m pip install", ".venv/Scripts/uv pip sync", ".venv/Scripts/nbdev_merge"):
+        assert command in windows
+    assert windows.replace(".venv/Scripts", ".venv/bin").replace("python -m venv", "python3.11 -m venv") == posix, "nothing else differs"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize("path", [r"C:\Windows;C:\Program Files\Git\bin", "/usr/bin:/bin"])
+def test_make_puts_its_commands_first_on_the_path_as_the_system_writes_it(path):
+    variables = dry_run("-p", "help", "OS=Windows_NT", PATH=path)
+    separator = ";" if ";" in path else ":"
+    assert f"PATH := {ROOT}/.venv/Scripts{separator}{path}\n" in variables
+
+
+def test_commits_are_checked_by_targets_of_the_makefile():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [make_words(hook["entry"])[0] for hook in hooks if hook["entry"].startswith("make ")] == ["ruff", "clean-notebooks", "export-check"]
+    assert {make_words(hook["entry"])[0] for hook in hooks} <= targets()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

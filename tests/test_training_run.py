@@ -114,7 +114,10 @@ def test_the_mean_of_runs_is_judged_without_training(uninterrupted):
     process, run = start(*TINY, "train.epochs=0", f"model.start_from={uninterrupted.name}+{uninterrupted.name}")
     finish(process)
     assert numbers(run) == numbers(uninterrupted) | {"history": []}
-    assert "the mean of the networks" in json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["networks"]["classifier"]["training"]["weights"]
+    described = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["networks"]["classifier"]
+    assert "the mean of the networks" in described["training"]["weights"]
+    assert [ancestor["run"] for ancestor in described["ancestors"]] == [uninterrupted.name]
+    assert described["ancestors"][0]["settings"]["train.epochs"] == 4
     assert len(list((run / "checkpoints").glob("*.safetensors"))) == 1, "other runs can go on from it"
     shutil.rmtree(run)
 
@@ -146,6 +149,11 @@ def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, tmp_path)
         bundle = tmp_path / "with-detector"
         subprocess.run([COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--threshold", "0.3", "--to", str(bundle)], check=True, capture_output=True)
         assert {"classifier.onnx", "detector.onnx", "bundle.json"} == {file.name for file in bundle.iterdir()}
+        detector = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["networks"]["detector"]
+        assert (detector["run"], detector["thresholds"]) == (run.name, {"detection": 0.3})
+        assert detector["metrics"]["valid"]["recall"]["n"] > 0 and detector["training"]["settings"]["scenes.n_train"] == 32
+        alone = subprocess.run([COMMAND, "predict", str(tmp_path), "--bundle", run.name], check=False, capture_output=True, text=True)
+        assert alone.returncode == 2 and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in alone.stderr
         colour_picture(7, size=(300, 200)).save(tmp_path / "photo.png")
         answer = subprocess.run([COMMAND, "predict", str(tmp_path / "photo.png"), "--bundle", str(bundle), "--json"], check=True, capture_output=True, text=True)
         assert json.loads(answer.stdout)["cards"]

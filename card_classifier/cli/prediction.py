@@ -41,17 +41,17 @@ def answer(
 )->dict:           # What `--json` prints
     "The prediction for one photo, or what is wrong with it."
     from card_classifier.images import ImageError
-    empty = {"card": None, "probability": None, "top": [], "is_rejected": None, "rejection_reason": None, "cards": [],
-        "model_version": predictor.info.model_version, "milliseconds": {}}
+    from card_classifier.recognition.answer import file_answer
+    version = predictor.info.model_version
     try:
         if Path(name).is_dir():
             raise ImageError("a folder without pictures")
         source = sys.stdin.buffer.read() if name == "-" else Path(name)
-        return {"file": name, **empty, **predictor.predict(source, top_k=top_k).to_dict(), "error": None}
+        return file_answer(name, predictor.predict(source, top_k=top_k), version)
     except ImageError as error:
-        return {"file": name, **empty, "error": str(error)}
+        return file_answer(name, None, version, str(error))
     except OSError as error:
-        return {"file": name, **empty, "error": error.strerror or str(error)}
+        return file_answer(name, None, version, error.strerror or str(error))
 
 # %% ../../nbs/cli/07_prediction.ipynb #0dcf45bc
 def short_names(

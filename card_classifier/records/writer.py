@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from ..cards import CLASS_NAMES
+from ..cards import CLASS_NAMES, NO_CARD
 from .database import make_engine, migrate, sqlite_path, trouble_word
 from card_classifier.records.queue import (
     BATCH_RECORDS, Job, QueueReader, RecordQueue, give_up, resolve, settle_feedback, settle_jobs,
 )
-from .schema import NO_CARD, NewerSchemaError, Record, RecordsAwayError, UnknownRequestError
+from .schema import NewerSchemaError, Record, RecordsAwayError, UnknownRequestError
 from .statements import Feedback, write_feedback, write_records
 
 # %% ../../nbs/records/04_writer.ipynb #8d059e8d

@@ -81,7 +81,7 @@ def photographed_deck(
     faces = tuple(face_from_image(images[number], width) for number in suitable)
     return Deck(faces, tuple(int(targets[number]) for number in suitable), back)
 
-# %% ../../nbs/render/08_composition.ipynb #fd756889
+# %% ../../nbs/render/08_composition.ipynb #7020ffd3
 ARRANGEMENTS = SCENE_CHOICES["arrangements"] # How often each occurs
 FORMATS = tuple(map(tuple, SCENE_CHOICES["formats"])) # Width and height of photographs
 
@@ -97,6 +97,7 @@ def card_length(
         return side*generator.uniform(0.8, 1.35), 1
     return side*generator.uniform(0.2, 0.6), int(generator.integers(2, 8))
 
+# %% ../../nbs/render/08_composition.ipynb #e3c5d03f
 def place_in_line(
     arrangement:str,    # "single", "close", "row" or "fan"
     height:int,         # Of the picture, pixels
@@ -126,7 +127,7 @@ def place_in_line(
         corners.append(rectangle_at(place, across*stretch, length, turned))
     return np.array(corners)
 
-# %% ../../nbs/render/08_composition.ipynb #61312847
+# %% ../../nbs/render/08_composition.ipynb #b1b9c0b2
 def arrange_cards(
     generator:np.random.Generator,
     arrangement:str,   # A name of `ARRANGEMENTS`
@@ -145,7 +146,7 @@ def arrange_cards(
     corners = place_in_line(arrangement, height, width, angle, generator)
     return np.float32([project(matrix, quadrilateral) for quadrilateral in corners])
 
-# %% ../../nbs/render/08_composition.ipynb #f7db6744
+# %% ../../nbs/render/08_composition.ipynb #001bb6f2
 INDEX = np.float32(SCENE_CHOICES["index"]) # Corners of a card's upper index, fractions of its width and height
 UNIT_SQUARE = np.float32([(0, 0), (1, 0), (1, 1), (0, 1)])
 MIN_VISIBLE_INDEX = 0.9  # Visible fraction of an index from which it can be read
@@ -177,7 +178,7 @@ def is_recognisable(
     "Whether an index is seen whole, so that a card can be recognised of which little else is visible."
     return (index_visible >= MIN_VISIBLE_INDEX) & (visible >= MIN_WITH_INDEX)
 
-# %% ../../nbs/render/08_composition.ipynb #fb12b585
+# %% ../../nbs/render/08_composition.ipynb #97ca1428
 @dataclass(frozen=True)
 class ComposedScene(Scene):
     "A scene with what a classifier needs to know of it besides."
@@ -206,7 +207,7 @@ def measure_visibility(
         above |= masks[number]
     return np.float32(fractions[::-1]).reshape(-1, 2).T
 
-# %% ../../nbs/render/08_composition.ipynb #4dcc1804
+# %% ../../nbs/render/08_composition.ipynb #a2a770dd
 def lay_objects(
     image:np.ndarray,  # RGB, uint8; drawn into
     generator:np.random.Generator,
@@ -218,6 +219,7 @@ def lay_objects(
     laid = [lay_object(image, generator, back, matrix) for _ in range(n_objects)]
     return np.float32([corners for corners in laid if corners is not None]).reshape(-1, 4, 2)
 
+# %% ../../nbs/render/08_composition.ipynb #852913a8
 def compose(
     decks:Sequence[Deck],          # One of them is laid
     generator:np.random.Generator, # The same state gives the same scene

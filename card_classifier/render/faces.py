@@ -258,7 +258,7 @@ def court(self:CardCanvas,
     for gap, thickness in lines[style.layout.court_frame]:
         self.rectangle(left + gap, top + gap, line, thickness)
 
-# %% ../../nbs/render/03_faces.ipynb #2f2ffa2f
+# %% ../../nbs/render/03_faces.ipynb #9e014223
 OUTLINES = read_toml("outlines.toml")
 STAR = curve(OUTLINES["star"], axis=0) # Within the unit circle
 
@@ -278,6 +278,7 @@ def double_joker(self:CardCanvas,
     self.paste(box, left, top)
     self.rectangle(left, top, line, 0.6)
 
+# %% ../../nbs/render/03_faces.ipynb #7633cc29
 @patch
 def joker(self:CardCanvas,
     card:Card, # The joker
@@ -298,7 +299,7 @@ def joker(self:CardCanvas,
             self.stamp(mask, x, y + 45, ink)
     self.joker_index(ink)
 
-# %% ../../nbs/render/03_faces.ipynb #cec9e08c
+# %% ../../nbs/render/03_faces.ipynb #b07e791f
 @patch
 def joker_marks(self:CardCanvas)->list[Mark]: # None stands for a star
     "What stands in the joker's upper left corner."
@@ -329,7 +330,7 @@ def joker_index(self:CardCanvas,
             else:
                 self.stamp(mask, *mark, ink, is_turned)
 
-# %% ../../nbs/render/03_faces.ipynb #0a243aa2
+# %% ../../nbs/render/03_faces.ipynb #cf28a373
 @patch
 def frame(self:CardCanvas,
     ink:Colour,
@@ -347,7 +348,7 @@ def frame(self:CardCanvas,
             outline = curve(points, is_closed=False)
             self.stroke((CARD_WIDTH, CARD_HEIGHT) - outline if is_turned else outline, ink, 0.7)
 
-# %% ../../nbs/render/03_faces.ipynb #6f36b109
+# %% ../../nbs/render/03_faces.ipynb #54c65bb8
 @lru_cache(maxsize=64)
 def paper_texture(
     style:DeckStyle,
@@ -383,7 +384,7 @@ def print_on_paper(
         pixels = cv2.multiply(pixels, paper_texture(style, height, width), dtype=cv2.CV_8U)
     return pixels
 
-# %% ../../nbs/render/03_faces.ipynb #1b004fc6
+# %% ../../nbs/render/03_faces.ipynb #ba676cdb
 def stain(
     pixels:np.ndarray, # RGB, uint8
     style:DeckStyle,
@@ -424,7 +425,7 @@ def rub_edges(
     bare = np.clip(0.8 - edge/(2.2*style.edge_wear*rough.clip(0.05) + 0.1), 0, 0.75)[..., None]
     return np.uint8(pixels + (np.float32((188, 176, 158)) - pixels)*bare)
 
-# %% ../../nbs/render/03_faces.ipynb #18e95a8f
+# %% ../../nbs/render/03_faces.ipynb #ad866295
 def wear_out(
     pixels:np.ndarray, # RGB face, shape (h, w, 3), uint8
     style:DeckStyle,
@@ -437,7 +438,7 @@ def wear_out(
     scratch(pixels, style, generator)
     return rub_edges(pixels, style, generator) if style.edge_wear > 0.1 else pixels
 
-# %% ../../nbs/render/03_faces.ipynb #05ec394e
+# %% ../../nbs/render/03_faces.ipynb #c13f0bc7
 FACE_WIDTH = 240    # Pixels; enough for a card that fills a photograph of 224
 SUPERSAMPLING = 2   # Cards are drawn this much larger
 
@@ -471,7 +472,7 @@ def finish(
     card.flags.writeable = False
     return card
 
-# %% ../../nbs/render/03_faces.ipynb #7087005e
+# %% ../../nbs/render/03_faces.ipynb #c0148349
 @lru_cache(maxsize=160)
 def render_face(
     card:Card,
@@ -491,7 +492,7 @@ def render_face(
         canvas.index(card)
     return finish(canvas, style, width, np.random.default_rng([style.seed, 2, card.index]))
 
-# %% ../../nbs/render/03_faces.ipynb #a09833de
+# %% ../../nbs/render/03_faces.ipynb #7aca3a0e
 def back_field(
     name:str,      # "lattice", "rosette", "scales", "rings" or "weave"
     x:np.ndarray,  # From the middle of the card, card units
@@ -530,7 +531,7 @@ def back_pattern(self:CardCanvas,
     coverage = np.clip(field*self.scale*0.7 + 0.5, 0, 1)[..., None]
     self.pixels[:] = self.pixels + (np.float32(ink) - self.pixels)*coverage
 
-# %% ../../nbs/render/03_faces.ipynb #d7d04b73
+# %% ../../nbs/render/03_faces.ipynb #860ad795
 @patch
 def back_medallion(self:CardCanvas,
     ground:Colour,

@@ -50,7 +50,7 @@ def draw_words(
             cv2.line(sheet, (int(x), y), (int(end), y), ink, max(1, step//3))
             x = end + step//2
 
-# %% ../../nbs/render/06_objects.ipynb #f58c4b06
+# %% ../../nbs/render/06_objects.ipynb #22fa29df
 def landscape(
     generator:np.random.Generator,
     height:int, # Pixels
@@ -71,6 +71,7 @@ def landscape(
         cv2.fillPoly(image, [outline], random_colour(generator).tolist(), cv2.LINE_AA)
     return image
 
+# %% ../../nbs/render/06_objects.ipynb #53a83c6b
 def draw_creature(
     sheet:np.ndarray, # RGB, uint8; drawn into
     generator:np.random.Generator,
@@ -100,8 +101,9 @@ def draw_creature(
         if generator.random() < 0.5: # An ear
             oval(head + np.array([0.12*side, -0.18]), generator.uniform(0.03, 0.09, 2), skin)
 
-# %% ../../nbs/render/06_objects.ipynb #0db40df3
+# %% ../../nbs/render/06_objects.ipynb #8f8a81a7
 LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+PICTURES = ("dead_leaves", "clouds", "stripes") # Backgrounds that also serve as pictures
 
 def draw_title(
     sheet:np.ndarray, # RGB, uint8; drawn into
@@ -138,9 +140,7 @@ def draw_print(
         for x in range(left, right, 3):
             cv2.line(sheet, (x, top), (x, bottom), (20, 20, 20), int(generator.integers(1, 3)))
 
-PICTURES = ("dead_leaves", "clouds", "stripes") # Backgrounds that also serve as pictures
-
-# %% ../../nbs/render/06_objects.ipynb #07efb145
+# %% ../../nbs/render/06_objects.ipynb #9423dcbd
 def decorate(
     sheet:np.ndarray, # RGB, uint8; drawn into
     generator:np.random.Generator,
@@ -161,7 +161,7 @@ def decorate(
     for _ in range(generator.integers(0, 4)):
         draw_title(sheet, generator, ink)
 
-# %% ../../nbs/render/06_objects.ipynb #0c83bb1c
+# %% ../../nbs/render/06_objects.ipynb #fb187142
 def draw_sheet(
     sheet:np.ndarray, # RGB, float32; drawn into
     generator:np.random.Generator,
@@ -185,6 +185,7 @@ def draw_sheet(
             radius = int(generator.uniform(0.03, 0.12)*width)
             cv2.circle(sheet, place, radius, random_colour(generator).tolist(), -1, cv2.LINE_AA)
 
+# %% ../../nbs/render/06_objects.ipynb #d27c638c
 def flat_object(
     generator:np.random.Generator,
     width:int, # Pixels
@@ -209,7 +210,7 @@ def flat_object(
         alpha = cv2.resize(card_outline(width, generator.uniform(2, 12)), (width, height))
     return np.dstack([np.clip(sheet, 0, 255).astype(np.uint8), alpha])
 
-# %% ../../nbs/render/06_objects.ipynb #b9ee0b4c
+# %% ../../nbs/render/06_objects.ipynb #82bcee9b
 def lay_flat_object(
     image:np.ndarray,     # RGB, uint8; drawn into
     generator:np.random.Generator,
@@ -248,7 +249,7 @@ def lay_object(
         cv2.polylines(image, [points], False, colour, generator.integers(1, 12).item(), cv2.LINE_AA)
     return None
 
-# %% ../../nbs/render/06_objects.ipynb #b608889e
+# %% ../../nbs/render/06_objects.ipynb #0f5633cf
 def cover_beyond_edge(
     image:np.ndarray,     # RGB, uint8; drawn into
     tip:np.ndarray,       # How far the covering reaches, pixels, shape (2,)
@@ -272,7 +273,7 @@ def cover_beyond_edge(
     image[:] = np.clip(image*light[..., None]*(1 - opacity) + above*opacity, 0, 255).astype(np.uint8)
     return beyond > 0
 
-# %% ../../nbs/render/06_objects.ipynb #808aac04
+# %% ../../nbs/render/06_objects.ipynb #54309ab1
 def cover_with_sheet(
     image:np.ndarray,     # RGB, uint8; drawn into
     tip:np.ndarray,       # Pixels, shape (2,)
@@ -311,7 +312,7 @@ def cover_with_solid(
     image[:] = np.clip(image*(1 - opacity) + shade*opacity, 0, 255).astype(np.uint8)
     return mask > 127
 
-# %% ../../nbs/render/06_objects.ipynb #e9677b04
+# %% ../../nbs/render/06_objects.ipynb #bd72395b
 def cover_card(
     image:np.ndarray,   # RGB, uint8; drawn into
     corners:np.ndarray, # Of the card, shape (4, 2)

@@ -38,7 +38,7 @@ def project(
     "Points of the table as a camera sees them."
     return cv2.perspectiveTransform(np.float64(points)[None], matrix)[0]
 
-# %% ../../nbs/render/05_photograph.ipynb #16242275
+# %% ../../nbs/render/05_photograph.ipynb #10f4349a
 def card_homography(
     card:np.ndarray,    # Shape (h, w, …)
     corners:np.ndarray, # Shape (4, 2), pixels
@@ -61,6 +61,7 @@ def cast_shadow(
     keep = cv2.convertScaleAbs(dark, alpha=-strength, beta=255)
     cv2.multiply(image, cv2.merge([keep]*3), image, 1/255)
 
+# %% ../../nbs/render/05_photograph.ipynb #422dacc4
 def lay_card(
     image:np.ndarray,    # RGB, uint8; the card is drawn into it
     card:np.ndarray,     # RGBA, upright
@@ -84,7 +85,7 @@ def lay_card(
     cv2.add(image, cv2.multiply(warped[..., :3], coverage, scale=1/255), image)
     return alpha
 
-# %% ../../nbs/render/05_photograph.ipynb #23f6b317
+# %% ../../nbs/render/05_photograph.ipynb #bd191138
 def lighting(
     generator:np.random.Generator,
     height:int,   # Pixels
@@ -117,7 +118,7 @@ def blur(
     small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height))
 
-# %% ../../nbs/render/05_photograph.ipynb #b8d728ce
+# %% ../../nbs/render/05_photograph.ipynb #4334a6cc
 @lru_cache(maxsize=2)
 def film_grain(
     size:int=640,
@@ -158,7 +159,7 @@ def develop(
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return image
 
-# %% ../../nbs/render/05_photograph.ipynb #d6ad81a4
+# %% ../../nbs/render/05_photograph.ipynb #6d974a9b
 SCENE_CHOICES = read_toml("scenes.toml")
 POSES = SCENE_CHOICES["poses"] # How often each occurs
 
@@ -201,7 +202,7 @@ def pose(
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return (corners @ turn + centre)*size
 
-# %% ../../nbs/render/05_photograph.ipynb #e9d74e4f
+# %% ../../nbs/render/05_photograph.ipynb #d08a3700
 SKIN_LIGHT = (200, 120, 100) # Fingers are redder than drawn faces
 
 def cover_with_thumb(

@@ -100,7 +100,7 @@ def visible_fractions(
         above = covered[number] if above is None else above | covered[number]
     return fractions
 
-# %% ../../nbs/render/07_scenes.ipynb #1aef670e
+# %% ../../nbs/render/07_scenes.ipynb #49bfae69
 def lay_cards(
     image:np.ndarray,            # RGB, uint8; drawn into
     faces:Sequence[tuple[Card, DeckStyle]|None], # From the lowest to the topmost; None lies face down
@@ -120,6 +120,7 @@ def lay_cards(
         covered.append(lay_card(image, card, quadrilateral, shadow, lift) > 127)
     return covered
 
+# %% ../../nbs/render/07_scenes.ipynb #e07f1137
 def render_scene(
     cards:Sequence[Card],           # From the lowest to the topmost; an empty table is a scene too
     style:DeckStyle|Sequence[DeckStyle], # The deck, or one deck for each card

@@ -35,7 +35,7 @@ def warm_up(
     size = predictor.info.classifier.input_size
     for n_images in (1, 1, 2):
         predictor.logits(np.full((n_images, size, size, 3), 128, np.uint8))
-        predictor.find(np.full((size, size, 3), 128, np.uint8))
+        predictor.detect(np.full((size, size, 3), 128, np.uint8))
     return predictor
 
 # %% ../../nbs/serving/03_model.ipynb #7c7aa233

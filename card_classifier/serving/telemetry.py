@@ -48,7 +48,7 @@ class Instruments:
         return prometheus_client.Gauge(full_name, text, labels, registry=self.registry, multiprocess_mode=over_workers)
 
 # %% ../../nbs/serving/01_telemetry.ipynb #226cae58
-STAGES = ("receive", "wait", "decode", "find", "network", "total")
+STAGES = ("receive", "wait", "decode", "detect", "classify", "total")
 
 class RequestMetrics:
     "What is counted of requests."

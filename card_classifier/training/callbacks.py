@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Bfloat16', 'SeedEachEpoch', 'ProgressiveResizing', 'AverageWeights', 'LossNotFiniteError', 'StopWhenNotFinite',
-           'ReportProgress', 'has_wandb_key', 'wandb_mode', 'start_tracking']
+           'ReportProgress', 'progress_reporter', 'has_wandb_key', 'wandb_mode', 'start_tracking']
 
 # %% ../../nbs/training/02_callbacks.ipynb #56ab9a01
 import os
@@ -145,6 +145,27 @@ class ReportProgress(Callback):
         self.latest = time.monotonic()
         done, total = self.epoch*self.n_iter + self.iter + 1, self.n_epoch*self.n_iter
         report_progress(self.folder, done, total, "training")
+
+# %% ../../nbs/training/02_callbacks.ipynb #c7ad9d83
+def progress_reporter(
+    folder:Path,     # Of the run
+    is_watched:bool, # Whether a person looks at the output
+    every:int=50,    # Steps between two reports
+)->Callable[[int, int, str], None]: # To be called with (done, total, what)
+    "Says how far something is, in the run's folder and to who watches."
+    bars = {}
+    def report(done:int, total:int, what:str)->None:
+        if done % every and done != total:
+            return
+        report_progress(folder, done, total, what)
+        if is_watched:
+            from tqdm.auto import tqdm
+            if what not in bars:
+                bars[what] = tqdm(total=total, desc=what)
+            bars[what].update(done - bars[what].n)
+            if done == total:
+                bars[what].close()
+    return report
 
 # %% ../../nbs/training/02_callbacks.ipynb #24f93fcf
 def has_wandb_key()->bool:
