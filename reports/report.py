@@ -165,7 +165,7 @@ def write_report(results: dict) -> None:
     reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
     gate, photos = info.classifier.metrics.get("gate"), info.metrics.get("real_photographs")
     bits = "Every figure is of the full network." if gate is None else (
-        f"What is released is a quicker form of that network, in {'eight-bit integers' if info.classifier.bits == 8 else '32-bit numbers'}{', computed in bfloat16 where the processor can' if info.classifier.precision == 'bf16' else ''}. "
+        f"What is released is a faster form of that network, in {'eight-bit integers' if info.classifier.bits == 8 else '32-bit numbers'}{', computed in bfloat16 where the processor can' if info.classifier.precision == 'bf16' else ''}. "
         f"It passed a gate for that: {gate['n_right'][1]} of {gate['n_images']} validation images right ({gate['n_right'][0]} in full), {gate['varied_right'][1]} of {gate['n_varied']} varied ones ({gate['varied_right'][0]} in full), "
         f"{gate['megabytes'][1]:.1f} MB instead of {gate['megabytes'][0]:.1f}, and {gate['milliseconds'][1]:.1f} ms instead of {gate['milliseconds'][0]:.1f} on one thread. On test it is right on {info.classifier.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
     beyond = f"On {photos['photographs']} real photographs of tables and floors it finds and reads {percent_with_interval(photos)} of {photos['n']} cards. " if photos else ""
