@@ -33,7 +33,8 @@ from .files import whole_folder, write_file
 CLASSIFIER, DETECTOR = "classifier", "detector"
 INPUT_NAME, LOGITS_NAME, SCORES_NAME, CORNERS_NAME = "images", "logits", "scores", "corners"
 DETECTOR_STRIDE = 8 # Pixels of the detector's image between two places of its grid
-Ports = list[tuple[str, str, list[int]]] # Name, element type, and shape without the batch, of the input and then of the outputs
+# Name, element type, and shape without the batch, of the input and then of the outputs
+Ports = list[tuple[str, str, list[int]]]
 
 def classifier_ports(
     size:int, # Side of its images in pixels
@@ -47,7 +48,8 @@ def detector_ports(
     "What the detector takes and gives."
     n = size//DETECTOR_STRIDE
     scores, corners = [n, n], [n, n, 4, 2]
-    return [(INPUT_NAME, "uint8", [size, size, 3]), (SCORES_NAME, "float32", scores), (CORNERS_NAME, "float32", corners)]
+    return [(INPUT_NAME, "uint8", [size, size, 3]), (SCORES_NAME, "float32", scores),
+        (CORNERS_NAME, "float32", corners)]
 
 PORTS = {CLASSIFIER: classifier_ports, DETECTOR: detector_ports}
 
@@ -88,8 +90,8 @@ class NetworkInfo:
     precision:str = PRECISIONS[0] # What it may be computed in: one of `PRECISIONS`
     bits:int = 32                 # Of its weights and activations: one of `WEIGHT_BITS`
     run:str = ""                  # Name of the training run that made it
-    ancestors:list[dict] = field(default_factory=list) # Runs it goes on from, nearest first: `run`, `settings`, `weights`, `minutes`; null where unknown
-    training:dict = field(default_factory=dict) # How it was made: `settings`, `weights` it started from, `machine`, `minutes`
+    ancestors:list[dict] = field(default_factory=list) # Runs it goes on from, nearest first; null: unknown
+    training:dict = field(default_factory=dict) # How it was made: `settings`, `weights`, `machine`, `minutes`
     metrics:dict = field(default_factory=dict)  # Figures measured on this network alone
     file:str = ""                 # Its ONNX file; filled in by `write_bundle`
     sha256:str = ""               # Of that file; likewise
@@ -116,7 +118,7 @@ class BundleInfo:
 
     @property
     def classifier(self)->NetworkInfo:
-        "The network that reads a card. Raises `BundleError` if the bundle has only a detector, as a detector's run makes it."
+        "The network that reads a card. Raises `BundleError` for the bundle of a detector's run, which has none."
         if CLASSIFIER not in self.networks:
             raise BundleError(f"the bundle {self.name} has no classifier: put it together with one by "
                               f"card-classifier export CLASSIFIER_RUN --detector {self.name}")
@@ -132,7 +134,8 @@ class BundleInfo:
         **values:object, # Fields of its `NetworkInfo`
     )->"BundleInfo":
         "The same description with some values of one network changed."
-        return dataclasses.replace(self, networks={**self.networks, kind: dataclasses.replace(self.networks[kind], **values)})
+        changed = dataclasses.replace(self.networks[kind], **values)
+        return dataclasses.replace(self, networks={**self.networks, kind: changed})
 
 # %% ../nbs/03_bundle.ipynb #bb0589ee
 class BundleError(ValueError):
@@ -183,8 +186,9 @@ def network_problems(
             len(numbers) == len("RGB") and all(map(is_number, numbers)) for numbers in (network.mean, network.std)),
         f"thresholds must be {' and '.join(names)}, from 0 to 1": set(network.thresholds) == set(names) and all(
             is_number(value) and 0 <= value <= 1 for value in values),
-        "temperature must be above 0": network.temperature > 0 if network.temperature is not None else kind != CLASSIFIER,
-        f"precision must be {' or '.join(PRECISIONS)}; update card_classifier if it is newer": network.precision in PRECISIONS,
+        "temperature must be above 0": network.temperature > 0 if network.temperature is not None
+            else kind != CLASSIFIER,
+        f"precision must be {' or '.join(PRECISIONS)}": network.precision in PRECISIONS,
         f"bits must be {' or '.join(map(str, WEIGHT_BITS))}": network.bits in WEIGHT_BITS,
         "file must be a plain name": PLAIN_NAME.fullmatch(network.file) is not None and network.file != BUNDLE_FILE,
         "sha256 must be a SHA-256 checksum": SHA256.fullmatch(network.sha256) is not None,
@@ -253,7 +257,8 @@ def write_bundle(
     problems = info_problems(info)
     if problems:
         raise BundleError(f"the bundle's description is wrong: {'; '.join(problems)}")
-    files = {BUNDLE_FILE: bundle_json(info).encode(), **{info.networks[kind].file: content for kind, content in contents.items()}}
+    files = {info.networks[kind].file: content for kind, content in contents.items()}
+    files[BUNDLE_FILE] = bundle_json(info).encode()
     if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items()):
         return folder
     try:
@@ -294,9 +299,12 @@ def parse_bundle_json(
         convert = f"convert it with: card-classifier bundle convert {where.parent}"
         advice = "update card_classifier" if values["format"] > BUNDLE_FORMAT else "export the model again"
         advice = convert if values["format"] == CONVERTED_FORMAT else advice
-        raise BundleError(f"{where} has bundle format {values['format']}, this version reads format {BUNDLE_FORMAT}: {advice}")
+        found = f"{where} has bundle format {values['format']}"
+        raise BundleError(f"{found}, this version reads format {BUNDLE_FORMAT}: {advice}")
     if isinstance(values.get("networks"), dict):
-        values["networks"] = {kind: record_from(NetworkInfo, network, f"{where}, {kind},") for kind, network in values["networks"].items()}
+        values["networks"] = {
+            kind: record_from(NetworkInfo, network, f"{where}, {kind},") for kind,
+                network in values["networks"].items()}
     info = record_from(BundleInfo, values, str(where))
     problems = info_problems(info)
     if problems:
@@ -310,7 +318,8 @@ def check_file(
 )->None:
     "Raises `BundleError` unless a file is the one described, and `OSError` if it can't be read."
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise BundleError(f"{file} is not the file that {BUNDLE_FILE} describes (its checksum differs): get the bundle again")
+        raise BundleError(
+            f"{file} is not the file that {BUNDLE_FILE} describes (its checksum differs): get the bundle again")
 
 def read_bundle(
     folder:str|Path, # A bundle
@@ -318,7 +327,8 @@ def read_bundle(
     "The description of a bundle whose files are what it says. Raises `BundleError` with what to do."
     folder = Path(folder)
     if not folder.is_dir():
-        raise BundleError(f"there is no bundle folder {folder}: give the folder that holds {BUNDLE_FILE}, such as outputs/RUN/bundle")
+        raise BundleError(
+            f"there is no bundle folder {folder}: give the folder that holds {BUNDLE_FILE}, such as outputs/RUN/bundle")
     try:
         info = parse_bundle_json((folder / BUNDLE_FILE).read_text(encoding="utf-8"), folder / BUNDLE_FILE)
         for network in info.networks.values():
@@ -326,7 +336,8 @@ def read_bundle(
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / BUNDLE_FILE} is not JSON ({error}): get the bundle again") from error
     except OSError as error:
-        raise BundleError(f"{error.filename} can't be read ({error.strerror}): get the bundle again, or check the folder's name") from error
+        advice = "get the bundle again, or check the folder's name"
+        raise BundleError(f"{error.filename} can't be read ({error.strerror}): {advice}") from error
     return info
 
 # %% ../nbs/03_bundle.ipynb #9d81c4f7
@@ -378,8 +389,10 @@ def converted_detector(
     finder = old["finder"]
     return NetworkInfo(
         input_size=finder["input_size"], mean=old["mean"], std=old["std"], architecture=finder["arch"],
-        thresholds={"detection": finder["threshold"]}, precision=finder.get("precision", PRECISIONS[0]), run=finder["run"],
-        ancestors=known_ancestors(finder["weights"]), training={name: finder[name] for name in ("weights", "minutes", "data")},
+        thresholds={"detection": finder["threshold"]}, precision=finder.get("precision", PRECISIONS[0]),
+            run=finder["run"],
+        ancestors=known_ancestors(finder["weights"]),
+        training={name: finder[name] for name in ("weights", "minutes", "data")},
         metrics={"corner_error": finder["corner_error"]})
 
 # %% ../nbs/03_bundle.ipynb #ab95b65c
@@ -390,7 +403,8 @@ def converted_info(
     networks = {CLASSIFIER: converted_classifier(old)} | ({DETECTOR: converted_detector(old)} if old["finder"] else {})
     return BundleInfo(
         **{name: old[name] for name in ("name", "model_version", "created", "class_names", "data", "code_version")},
-        networks=networks, metrics={name: value for name, value in old["metrics"].items() if name not in CLASSIFIER_METRICS})
+        networks=networks,
+        metrics={name: value for name, value in old["metrics"].items() if name not in CLASSIFIER_METRICS})
 
 def convert_bundle(
     folder:str|Path,       # A bundle of format 2
@@ -408,7 +422,8 @@ def convert_bundle(
         networks = {CONVERTED_FILES[name]: folder / name for name in old["files"]}
         return write_bundle(to or folder, converted_info(old), networks, overwrite=to is None)
     except OSError as error:
-        raise BundleError(f"{error.filename} can't be read ({error.strerror}): get the bundle again, or check the folder's name") from error
+        advice = "get the bundle again, or check the folder's name"
+        raise BundleError(f"{error.filename} can't be read ({error.strerror}): {advice}") from error
     except BundleError:
         raise
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -429,5 +444,6 @@ def released_bundle(
     "Where the bundle lies that came with the package. Raises `BundleError` if it came with none."
     folder = released_folder(package)
     if not (folder / BUNDLE_FILE).is_file():
-        raise BundleError(f"no released bundle lies in {folder}: train one with `card-classifier train` and name its folder, or reinstall the package")
+        advice = "train one with `card-classifier train` and name its folder, or reinstall the package"
+        raise BundleError(f"no released bundle lies in {folder}: {advice}")
     return folder

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RANK_SYMBOLS', 'SUIT_SYMBOLS', 'UNICODE_BLOCKS', 'UNICODE_STEPS', 'UNICODE_JOKER', 'CARDS', 'CLASS_NAMES',
            'CARD_INDEX', 'NO_CARD', 'NO_CARD_INDEX', 'RANK_WORDS', 'SUIT_WORDS', 'JOKER_KINDS', 'SUIT_SIGNS',
-           'LONGEST_TEXT', 'UNICODE_CARDS', 'CARD_BACK', 'Rank', 'Suit', 'Card', 'card_from_index', 'card_html',
-           'card_spellings', 'all_spellings', 'plain_words', 'CardNameError', 'nearest_card', 'unicode_card',
-           'parse_card', 'pip_tables', 'pip_places']
+           'LONGEST_TEXT', 'UNICODE_CARDS', 'CARD_BACK', 'Rank', 'Suit', 'CardNames', 'Card', 'card_from_index',
+           'card_html', 'card_spellings', 'all_spellings', 'plain_words', 'CardNameError', 'nearest_card',
+           'unicode_card', 'parse_card', 'pip_tables', 'pip_places']
 
 # %% ../nbs/00_cards.ipynb #4ea54d66
 import difflib
@@ -69,20 +69,14 @@ UNICODE_BLOCKS = {Suit.SPADES: 0x1F0A0, Suit.HEARTS: 0x1F0B0, Suit.DIAMONDS: 0x1
 UNICODE_STEPS = dict(zip([rank for rank in Rank if rank is not Rank.JOKER], [*range(1, 12), 13, 14], strict=True))
 UNICODE_JOKER = "🃏"
 
-# %% ../nbs/00_cards.ipynb #3723a73e
-@dataclass(frozen=True)
-class Card:
-    "One of the 53 cards."
-    rank:Rank              # What it counts as
-    suit:Suit|None = None  # Its sign; None for the joker and for nothing else
+# %% ../nbs/00_cards.ipynb #ca2d0001
+class CardNames:
+    "What a card is called, in writing and in print; of whatever has a rank and a suit."
+    rank:Rank
+    suit:Suit|None
 
-    def __post_init__(self):
-        if not isinstance(self.rank, Rank) or not isinstance(self.suit, Suit|None):
-            raise TypeError(f"a card is made of a Rank and a Suit, got {self.rank!r} and {self.suit!r}; see Card.parse")
-        if (self.rank is Rank.JOKER) != (self.suit is None):
-            raise ValueError("a joker has no suit" if self.suit else f"the {self.rank.value} of which suit?")
-
-    def __str__(self): return self.class_name
+    def __str__(self)->str:
+        return self.class_name
 
     @property
     def class_name(self)->str: # Such as `ace of clubs`, or `joker`
@@ -103,6 +97,19 @@ class Card:
     def is_red(self)->bool: # False for the joker, which comes in both colours
         "Whether its suit is hearts or diamonds."
         return self.suit is not None and self.suit.is_red
+
+# %% ../nbs/00_cards.ipynb #3723a73e
+@dataclass(frozen=True)
+class Card(CardNames):
+    "One of the 53 cards."
+    rank:Rank              # What it counts as
+    suit:Suit|None = None  # Its sign; None for the joker and for nothing else
+
+    def __post_init__(self):
+        if not isinstance(self.rank, Rank) or not isinstance(self.suit, Suit|None):
+            raise TypeError(f"a card is made of a Rank and a Suit, got {self.rank!r} and {self.suit!r}; see Card.parse")
+        if (self.rank is Rank.JOKER) != (self.suit is None):
+            raise ValueError("a joker has no suit" if self.suit else f"the {self.rank.value} of which suit?")
 
     @property
     def index(self)->int: # From 0 to 52, as in the data set's `class index`
@@ -136,7 +143,8 @@ def card_from_index(
     "The card of a class index. Raises `IndexError` for any other number: -1 is not the last card."
     position = operator.index(index)
     if not 0 <= position < len(CARDS):
-        raise IndexError(f"class index {position} is not a card; there are {len(CARDS)} classes, from 0 to {len(CARDS)-1}")
+        last = len(CARDS) - 1
+        raise IndexError(f"class index {position} is not a card; there are {len(CARDS)} classes, from 0 to {last}")
     return CARDS[position]
 
 # %% ../nbs/00_cards.ipynb #f469b1d9
@@ -252,9 +260,11 @@ def parse_card(
         if card:
             return card
     if not plain_words(looked_at):
-        raise CardNameError(f"{looked_at!r} holds no name of a card; write for example {str(CARDS[0])!r} or 'AC'", CARDS[0])
+        example = f"write for example {str(CARDS[0])!r} or 'AC'"
+        raise CardNameError(f"{looked_at!r} holds no name of a card; {example}", CARDS[0])
     nearest, ending = nearest_card(looked_at), "" if len(stripped) <= LONGEST_TEXT else "…"
-    raise CardNameError(f"{looked_at!r}{ending} is not a card; the nearest is {str(nearest)!r} ({nearest.short_name})", nearest)
+    suggestion = f"the nearest is {str(nearest)!r} ({nearest.short_name})"
+    raise CardNameError(f"{looked_at!r}{ending} is not a card; {suggestion}", nearest)
 
 # %% ../nbs/00_cards.ipynb #634d8e75
 @functools.lru_cache(maxsize=1)

@@ -23,7 +23,8 @@ except ImportError:
     fcntl = None
 
 # %% ../nbs/04_files.ipynb #3ad4630c
-DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.draft") # Name of a draft; `name` is that of the file or folder it is to become
+# Name of a draft; `name` is that of the file or folder it is to become
+DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.draft")
 STALE_SECONDS = 3600 # Where no lock tells, a draft that has been left alone for so long is abandoned
 
 def lock_draft(

@@ -49,7 +49,7 @@ SIGNATURES = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "WebP": rb"RIFF....WEBP",
     "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", # "BM" alone also begins texts; the header's length does not
+    "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", # "BM" alone begins texts, too
     "TIFF": rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]",
 }
 
@@ -65,7 +65,8 @@ def open_picture(
 )->Image.Image:      # Its header has been read, its pixels have not
     "The picture in a file of a known format. Raises whatever Pillow raises."
     name = file_format.title() if file_format != "WebP" else file_format
-    plugin = importlib.import_module(f"PIL.{name}ImagePlugin") # Here: all six together double the time of importing Pillow
+    # Here: all six together double the time of importing Pillow
+    plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
     return getattr(plugin, f"{name}ImageFile")(io.BytesIO(content))
 
 # %% ../nbs/02_images.ipynb #eb606604
@@ -95,9 +96,12 @@ def what_it_is(
     return f"no image of a format that is read here ({', '.join(SIGNATURES)}): {USE_INSTEAD}"
 
 # %% ../nbs/02_images.ipynb #760994b4
-MAX_PIXELS = 64_000_000  # Pixels that may be decoded; also below Pillow's own 89 million, so that its warning never appears
-REDUCED_BONUS = 4        # A JPEG that is decoded at reduced size may be this many times larger: 200 megapixels and no more
-DRAFT_MARGIN = 2         # A reduced JPEG keeps twice the wanted size, so that our own filter and not the decoder's decides
+# Pixels that may be decoded; also below Pillow's own 89 million, so that its warning never appears
+MAX_PIXELS = 64_000_000
+# A JPEG that is decoded at reduced size may be this many times larger: 200 megapixels and no more
+REDUCED_BONUS = 4
+# A reduced JPEG keeps twice the wanted size, so that our own filter and not the decoder's decides
+DRAFT_MARGIN = 2
 MAX_FILE_BYTES = 512 * 2**20
 
 def reduce_and_check(
@@ -115,8 +119,9 @@ def reduce_and_check(
         if picture.size != (width, height):
             allowed *= REDUCED_BONUS
     if width * height > allowed or picture.width * picture.height > max_pixels:
+        size = f"{width:,} x {height:,}"
         raise ImageTooLargeError(
-            f"an image of {width:,} x {height:,} pixels is too large, at most {allowed:,} pixels are read: make it smaller")
+            f"an image of {size} pixels is too large, at most {allowed:,} pixels are read: make it smaller")
 
 # %% ../nbs/02_images.ipynb #e5b0a6fb
 NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif") # Where Pillow looks for an orientation
@@ -205,9 +210,9 @@ def read_file(
     path = Path(path)
     try:
         if not path.is_file():
-            is_there = path.exists()
-            name = str(path)
-            raise UnreadableFileError(f"{name!r} is a folder or device, not an image" if is_there else f"there is no file {name!r}")
+            if path.exists():
+                raise UnreadableFileError(f"{str(path)!r} is a folder or device, not an image")
+            raise UnreadableFileError(f"there is no file {str(path)!r}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ImageTooLargeError(f"{str(path)!r} has more than {MAX_FILE_BYTES >> 20} MiB: make the image smaller")
         return path.read_bytes()
@@ -221,7 +226,8 @@ def picture_of_array(
 )->Image.Image:       # Of mode L, RGB or RGBA
     "An array as a picture. Raises `TypeError` for other numbers and `ImageError` for other shapes."
     if array.dtype != np.uint8:
-        raise TypeError(f"an image array holds uint8 from 0 to 255, got {array.dtype}: convert it, such as (x * 255).astype('uint8')")
+        advice = "convert it, such as (x * 255).astype('uint8')"
+        raise TypeError(f"an image array holds uint8 from 0 to 255, got {array.dtype}: {advice}")
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
         raise ImageError(f"an image array has shape (h, w), (h, w, 3) or (h, w, 4), got {array.shape}")
     if 0 in array.shape:
@@ -305,4 +311,5 @@ def straighten(
     square = np.array([(edge, edge), (size - edge, edge), (size - edge, size - edge), (edge, size - edge)])
     coefficients = homography(square, (corners - (left, top))/step)
     return np.array(piece.transform(
-        (size, size), Image.Transform.PERSPECTIVE, coefficients.tolist(), Image.Resampling.BILINEAR, fillcolor=(GREY,)*3))
+        (size, size), Image.Transform.PERSPECTIVE, coefficients.tolist(), Image.Resampling.BILINEAR,
+            fillcolor=(GREY,)*3))

@@ -21,7 +21,7 @@ from .display import Mark, annotated_svg
 @dataclass(frozen=True)
 class Detection:
     "A place in a photo where the detector takes a card to lie."
-    corners:np.ndarray # Pixels of the photo, shape (4, 2), float32: clockwise from a top left corner, of which a card has two
+    corners:np.ndarray # Pixels of the photo, shape (4, 2), float32: clockwise from a top left corner (a card has two)
     score:float        # How sure the detector is, from 0 to 1
 
     @property
@@ -83,11 +83,14 @@ def decode_detections(
     rows, columns = scores.shape
     highest = np.max([padded[y:y + rows, x:x + columns] for y in range(3) for x in range(3)], axis=0)
     places = np.argwhere((scores >= threshold) & (scores == highest))
-    found = [Detection(corners[row, column].astype(np.float32), float(scores[row, column])) for row, column in places.tolist()]
+    found = [
+        Detection(corners[row, column].astype(np.float32), float(scores[row, column])) for row,
+            column in places.tolist()]
     return non_maximum_suppression(detection for detection in found if is_card_shaped(detection.corners))
 
 # %% ../../nbs/recognition/02_detection.ipynb #6e14bad7
-DetectorNetwork = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] # uint8 (1, size, size, 3) to scores and corners, see `bundle`
+# uint8 (1, size, size, 3) to scores and corners, see `bundle`
+DetectorNetwork = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def detect_once(
     network:DetectorNetwork, # The bundle's detector
@@ -143,7 +146,7 @@ def detect_cards(
 def relative_corners(
     corners:np.ndarray, # Pixels, shape (4, 2)
     photo:np.ndarray,   # Of which
-)->list[list[float]]:   # Four pairs [x, y]: 0 is left or top, 1 is right or bottom; beyond these where the frame cuts the card
+)->list[list[float]]:   # Four pairs [x, y]: 0 is left or top, 1 right or bottom; beyond where the frame cuts the card
     "Corners that fit the photo in any size."
     height, width = photo.shape[:2]
     return [[round(float(x)/width, 5), round(float(y)/height, 5)] for x, y in corners]

@@ -58,9 +58,12 @@ def mark_svg(
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
     x, y = corners[0]
     colour, dashes = (SURE, "") if mark.is_sure else (UNSURE, f' stroke-dasharray="{4*unit:.1f} {3*unit:.1f}"')
-    outline = f'<polygon points="{points}" fill="none" stroke="{colour}" stroke-width="{2*unit:.1f}" stroke-linejoin="round"{dashes}/>'
-    text = (f'<text x="{max(x, 0) + 2*unit:.1f}" y="{max(y, 12*unit) - 3*unit:.1f}" font-family="sans-serif" font-size="{11*unit:.1f}" '
-        f'fill="#fff" stroke="{colour}" stroke-width="{3*unit:.1f}" paint-order="stroke">{html.escape(mark.label)}</text>')
+    line = f'stroke="{colour}" stroke-width="{2*unit:.1f}" stroke-linejoin="round"{dashes}'
+    outline = f'<polygon points="{points}" fill="none" {line}/>'
+    place = f'x="{max(x, 0) + 2*unit:.1f}" y="{max(y, 12*unit) - 3*unit:.1f}"'
+    style = f'font-family="sans-serif" font-size="{11*unit:.1f}" fill="#fff"'
+    halo = f'stroke="{colour}" stroke-width="{3*unit:.1f}" paint-order="stroke"'
+    text = f'<text {place} {style} {halo}>{html.escape(mark.label)}</text>'
     return outline + (text if mark.label else "")
 
 # %% ../../nbs/recognition/01_display.ipynb #9597047f
@@ -75,6 +78,6 @@ def annotated_svg(
     scale, unit = width/image.shape[1], max(width, height)/400
     drawn = "".join(mark_svg(mark, scale, unit) for mark in marks)
     label = html.escape(text, quote=True)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}" '
-        f'style="max-width:100%; height:auto"><title>{label}</title>'
+    frame = f'viewBox="0 0 {width} {height}" width="{width}" style="max-width:100%; height:auto"'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" {frame} role="img" aria-label="{label}"><title>{label}</title>'
         f'<image href="{jpeg_url(shown)}" width="{width}" height="{height}"/>{drawn}</svg>')

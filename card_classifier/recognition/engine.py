@@ -18,7 +18,8 @@ from ..bundle import INPUT_NAME, PRECISIONS, BundleError, Ports
 
 # %% ../../nbs/recognition/00_engine.ipynb #ccd1a488
 ENGINES = ("openvino", "onnxruntime")
-Network = Callable[[np.ndarray], tuple[np.ndarray, ...]] # uint8 (n, size, size, 3) to float32 outputs, from any number of threads
+# uint8 (n, size, size, 3) to float32 outputs, from any number of threads
+Network = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 class EngineError(ValueError):
     "There is no such engine, or it is not installed."
@@ -50,7 +51,7 @@ def open_openvino(
     precision:str, # One of `PRECISIONS`
 )->Network:
     "The network on OpenVINO. Raises whatever the engine raises, or `BundleError`."
-    # OpenVINO's model converter: not needed, slower to import than the engine, and it reports every import to Google Analytics
+    # OpenVINO's model converter: slower to import than the engine, and it reports every import to Google Analytics
     sys.modules.setdefault("openvino.tools.ovc", None)
     import openvino # Here, because reading predictions and their types must not cost the start of the engine
     core = openvino.Core()
@@ -58,7 +59,8 @@ def open_openvino(
     check_ports(model, openvino_ports(read), ports)
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32" # bfloat16 would be emulated, slowly
-    options = {"INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": precision}
+    options = {"INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": precision}
     compiled = core.compile_model(read, "CPU", options)
     own, n_outputs = threading.local(), len(read.outputs) # A request holds its own tensors, so each thread needs one
 
@@ -86,7 +88,8 @@ def open_onnxruntime(
     options.log_severity_level = 3 # Errors; its warnings are about graphs, which the user can't change
     session = onnxruntime.InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
     nodes = (*session.get_inputs(), *session.get_outputs())
-    check_ports(model, [(node.name, ELEMENT_TYPES.get(node.type, node.type), list(node.shape[1:])) for node in nodes], ports)
+    check_ports(model, [(node.name, ELEMENT_TYPES.get(node.type, node.type), list(node.shape[1:])) for node in nodes],
+        ports)
 
     def run(images:np.ndarray)->tuple[np.ndarray, ...]:
         return tuple(session.run(None, {INPUT_NAME: images}))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import CLASSIFIER, DETECTOR, PORTS, BundleError, BundleInfo, read_bundle, released_bundle, softmax
+from ..bundle import CLASSIFIER, DETECTOR, PORTS, BundleError, read_bundle, released_bundle, softmax
 from ..cards import CARDS
 from ..images import MAX_PIXELS, ImageError, ImageSource, decode_image, resize_image, straighten
 from .answer import Corners, Prediction, make_prediction, why_rejected
@@ -30,8 +30,7 @@ BATCH_SIZE = 32 # Images that go through the network together; more brings no sp
 
 class OpenBundle:
     "The networks of a bundle, ready to run."
-    def __init__(
-        self,
+    def __init__(self,
         bundle:str|Path|None=None, # Folder of a bundle; None for the one that came with the package
         n_threads:int=1,           # Threads for one run of a network
         engine:str=ENGINES[0],     # One of `ENGINES`
@@ -45,22 +44,19 @@ class OpenBundle:
 
         def opened(kind:str)->Network|None:
             network = self.info.networks.get(kind)
-            if network is None:
-                return None
-            return open_network(self.folder / network.file, PORTS[kind](network.input_size), n_threads, engine, network.precision)
+            ports = PORTS[kind](network.input_size) if network else []
+            return network and open_network(self.folder / network.file, ports, n_threads, engine, network.precision)
 
         with ThreadPoolExecutor(2) as pool: # On two cores in two thirds of the time
             self.classifier, self.detector = pool.map(opened, (CLASSIFIER, DETECTOR))
 
-    def logits(
-        self,
+    def logits(self,
         images:np.ndarray, # uint8 (n, size, size, 3), RGB, as `prepare_image` makes them
     )->np.ndarray:         # float32 (n, 53), in the order of `CARDS`
         "The classifier's raw answer. Raises `ValueError` for images of another shape or type."
         return run_classifier(self, images)
 
-    def detect(
-        self,
+    def detect(self,
         photo:np.ndarray, # uint8 (h, w, 3), RGB
     )->Detections:        # The largest first; none if the bundle has no detector
         "Where cards lie in a photo."
@@ -69,6 +65,7 @@ class OpenBundle:
         network = self.info.detector
         return detect_cards(self.detector, network.input_size, network.thresholds["detection"], photo)
 
+# %% ../../nbs/recognition/04_predictor.ipynb #a1c0de01
 def run_classifier(
     bundle:OpenBundle,
     images:np.ndarray, # uint8 (n, size, size, 3), RGB
@@ -80,12 +77,14 @@ def run_classifier(
     chunks = [images[start:start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
     logits = np.concatenate([np.empty((0, len(CARDS)), np.float32), *(bundle.classifier(chunk)[0] for chunk in chunks)])
     if not np.isfinite(logits).all():
-        raise BundleError(f"the network in {bundle.folder} answers with numbers that are not finite: export the model again")
+        raise BundleError(
+            f"the network in {bundle.folder} answers with numbers that are not finite: export the model again")
     return logits
 
 # %% ../../nbs/recognition/04_predictor.ipynb #4389a45a
 PHOTO_SIDE = 700      # A JPEG keeps twice this on its shorter side when it is decoded for the detector
-ENOUGH_PIXELS = 0.75  # A crop whose shortest side has fewer pixels than this ratio of the classifier's is cut from the full photo
+# A crop whose shortest side has fewer pixels than this ratio of the classifier's is cut from the full photo
+ENOUGH_PIXELS = 0.75
 
 @dataclass(frozen=True)
 class Crop:
@@ -141,7 +140,8 @@ class Examination:
 
     def _repr_html_(self)->str:
         size = np.float32(self.photo.shape[1::-1])
-        marks = [Mark(np.float32(crop.corners)*size, str(number)) for number, crop in enumerate(self.crops, 1) if crop.corners]
+        numbered = [(number, crop) for number, crop in enumerate(self.crops, 1) if crop.corners]
+        marks = [Mark(np.float32(crop.corners)*size, str(number)) for number, crop in numbered]
         cut = "".join(crop._repr_html_() for crop in self.crops)
         return f"<div>{annotated_svg(self.photo, marks, f'A photo with {len(marks)} crops')}</div><div>{cut}</div>"
 

@@ -85,7 +85,7 @@ def decode_corners(
     up = torch.where(is_turned[..., None], -up, up) # clockwise
     return torch.stack([first - down, second + up, first + down, second - up], dim=-2)
 
-# %% ../../nbs/training/07_detector.ipynb #fbd16b28
+# %% ../../nbs/training/07_detector.ipynb #0d01fccc
 MIN_VISIBLE = 0.3  # Fraction of a card that must be seen for it to be wanted
 MIN_IGNORED = 0.08 # Below, it is background
 
@@ -99,6 +99,7 @@ def middle_of(
     along = (offset[0]*second[1] - offset[1]*second[0])/(cross if abs(cross) > 1e-6 else 1e-6)
     return corners[0] + first*along
 
+# %% ../../nbs/training/07_detector.ipynb #ea4253a5
 def make_target(
     corners:np.ndarray, # Shape (n, 4, 2), pixels
     visible:np.ndarray, # Fraction of each that is seen, shape (n,)
