@@ -1,4 +1,4 @@
-"Photographs as people take them, through the released bundle: cards are found, read, and told where they lie."
+"Photos as people take them, through the released bundle: cards are detected, read, and told where they lie."
 
 import io
 
@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from card_classifier.cards import CARDS, Card
+from card_classifier.cards import Card
 from card_classifier.render.styles import random_style
-from card_classifier.render.faces import render_face
 from card_classifier.render.scenes import render_scene
 from card_classifier.recognition.detection import MAX_CARDS, decode_detections, detect_cards
 from card_classifier.recognition.engine import ENGINES
 from card_classifier.recognition.predictor import Predictor
 from card_classifier.geometry import intersection_over_union
-from card_classifier.images import letterbox, straighten
 
 NAMES = ("ace of spades", "seven of diamonds", "king of hearts", "ten of clubs", "queen of spades")
 
@@ -100,7 +98,7 @@ def test_odd_shapes_are_answered(released, shape):
 
 
 def test_noise_does_not_drown_the_service(released):
-    "A detector that sees cards everywhere must not make thousands of views."
+    "A detector that sees cards everywhere must not make thousands of crops."
     n = 80
     places = np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1)[:, :, None] * 8.0
     corners = (places + np.float32([(0, 0), (10, 0), (10, 14), (0, 14)])).astype(np.float32)
@@ -111,26 +109,8 @@ def test_noise_does_not_drown_the_service(released):
     assert detect_cards(lambda _: (scores[None], broken[None]), 640, 0.4, np.zeros((20, 30, 3), np.uint8)) == []
 
 
-def test_straightening_undoes_any_perspective():
-    face = render_face(CARDS[40], random_style(3), 300)[..., :3]
-    generator = np.random.default_rng(2)
-    for _ in range(10):
-        corners = np.float32([(200, 150), (500, 150), (500, 570), (200, 570)]) + generator.uniform(-60, 60, (4, 2)).astype(np.float32)
-        source = np.float32([(0, 0), (face.shape[1], 0), (face.shape[1], face.shape[0]), (0, face.shape[0])])
-        photo = cv2.warpPerspective(face, cv2.getPerspectiveTransform(source, corners), (800, 700))
-        ours = straighten(photo, corners, 224, margin=0)[20:-20, 20:-20].astype(float).ravel()
-        truth = cv2.resize(face, (224, 224), interpolation=cv2.INTER_AREA)[20:-20, 20:-20].astype(float).ravel()
-        assert np.corrcoef(ours, truth)[0, 1] > 0.9
-
-
-@pytest.mark.parametrize("shape", [(10, 10000), (10000, 10), (1, 1), (320, 320)])
-def test_any_format_fits_into_the_square(shape):
-    square, scale = letterbox(np.full((*shape, 3), 200, np.uint8), 320)
-    assert square.shape == (320, 320, 3) and scale == max(shape) / 320
-
-
-def test_a_small_card_is_found_at_the_second_look(released):
-    "Cards on a hundredth of the picture: too small for the first look at all of it."
+def test_a_small_card_is_found_in_a_tile(released):
+    "Cards on a hundredth of the picture: too small for one run over all of it."
     n_found = 0
     for seed in range(4):
         near = scene(seed, NAMES[:2])
