@@ -65,7 +65,9 @@ def change(bundle, where=None, **values) -> None:
 
 
 def test_a_bundle_is_read_as_it_was_written(tiny_info, tmp_path):
-    described = tiny_info.with_network("classifier", mean=(0.1, 0.2, 0.3), metrics={"accuracy": 0.97}, training={"seed": 1})
+    described = tiny_info.with_network(
+        "classifier", mean=(0.1, 0.2, 0.3), metrics={"accuracy": 0.97}, training={"seed": 1}
+    )
     info = dataclasses.replace(described, metrics={"note": "gemessen ♥"})
     (tmp_path / "somewhere.onnx").write_bytes(colour_network())
     folder = write_bundle(tmp_path / "deep" / "bundle", info, {"classifier": tmp_path / "somewhere.onnx"})
@@ -107,9 +109,15 @@ def test_a_wrong_description_is_refused_with_advice(bundle, values, words):
         ({"temperature": True}, "temperature must be a finite number"),
         ({"temperature": float("inf")}, "temperature must be a finite number"),
         ({"temperature": None}, r"classifier, lacks or adds the keys \['temperature'\]"),
-        ({"thresholds": {"rejection": 1.5, "whole_photo": 0.9}}, "thresholds must be rejection and whole_photo, from 0 to 1"),
+        (
+            {"thresholds": {"rejection": 1.5, "whole_photo": 0.9}},
+            "thresholds must be rejection and whole_photo, from 0 to 1",
+        ),
         ({"thresholds": {"rejection": 0.5}}, "thresholds must be rejection and whole_photo, from 0 to 1"),
-        ({"thresholds": {"rejection": True, "whole_photo": 0.9}}, "thresholds must be rejection and whole_photo, from 0 to 1"),
+        (
+            {"thresholds": {"rejection": True, "whole_photo": 0.9}},
+            "thresholds must be rejection and whole_photo, from 0 to 1",
+        ),
         ({"thresholds": 0.5}, "thresholds must be a dict"),
         ({"input_size": 0}, "input_size must be from 16"),
         ({"input_size": 16.5}, "input_size must be"),
@@ -198,7 +206,11 @@ def test_a_failed_write_leaves_nothing(tiny_info, tmp_path):
     with pytest.raises(OSError):
         write_bundle(tmp_path / "file" / "bundle", tiny_info, {"classifier": b"model"})
     with pytest.raises(BundleError, match="JSON"):
-        write_bundle(tmp_path / "bundle", dataclasses.replace(tiny_info, metrics={"loss": float("nan")}), {"classifier": b"model"})
+        write_bundle(
+            tmp_path / "bundle",
+            dataclasses.replace(tiny_info, metrics={"loss": float("nan")}),
+            {"classifier": b"model"},
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -217,7 +229,9 @@ def old_bundle(tmp_path):
 
 
 def test_the_format_before_is_refused_with_the_command_that_converts_it(old_bundle):
-    with pytest.raises(BundleError, match=f"convert it with: card-classifier bundle convert {re.escape(str(old_bundle))}"):
+    with pytest.raises(
+        BundleError, match=f"convert it with: card-classifier bundle convert {re.escape(str(old_bundle))}"
+    ):
         read_bundle(old_bundle)
 
 
@@ -235,11 +249,24 @@ def test_the_format_before_is_converted_and_nothing_is_lost(old_bundle, tmp_path
     assert (info.model_version, info.name) == (old["model_version"], old["name"])
     for kind, network in info.networks.items():
         known = released.networks[kind]
-        for field in ("input_size", "mean", "std", "architecture", "thresholds", "temperature", "precision", "bits", "run", "sha256"):
+        for field in (
+            "input_size",
+            "mean",
+            "std",
+            "architecture",
+            "thresholds",
+            "temperature",
+            "precision",
+            "bits",
+            "run",
+            "sha256",
+        ):
             assert getattr(network, field) == getattr(known, field), (kind, field)
         assert network.ancestors and all(one["settings"] is None for one in network.ancestors), "unknown, not invented"
     assert info.classifier.metrics.keys() | info.metrics.keys() == old["metrics"].keys()
-    assert info.classifier.training == old["training"] and info.detector.metrics == {"corner_error": old["finder"]["corner_error"]}
+    assert info.classifier.training == old["training"] and info.detector.metrics == {
+        "corner_error": old["finder"]["corner_error"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -280,6 +307,10 @@ def test_the_released_bundle_knows_its_ancestors_back_to_public_weights():
     assert info.model_version == model_version_of(contents) == "c4360eb17ffb"
     for network in info.networks.values():
         runs = {one["run"]: one for one in network.ancestors}
-        named = {name for text in (network.training["weights"], *(one["weights"] for one in runs.values())) for name in RUN_NAME.findall(text)}
+        named = {
+            name
+            for text in (network.training["weights"], *(one["weights"] for one in runs.values()))
+            for name in RUN_NAME.findall(text)
+        }
         assert named == set(runs), "every run that is named as a start is described"
         assert "ImageNet" in list(runs.values())[-1]["weights"]

@@ -22,8 +22,18 @@ from card_classifier.data.cache import cache_images
 from card_classifier.data.shards import prepare
 from card_classifier.data.source import scan_folder
 from card_classifier.images import (
-    BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, MAX_PIXELS, NotAnImageError,
-    UnreadableFileError, decode_image, letterbox, prepare_image, resize_image, straighten,
+    BrokenImageError,
+    EmptyImageError,
+    ImageError,
+    ImageTooLargeError,
+    MAX_PIXELS,
+    NotAnImageError,
+    UnreadableFileError,
+    decode_image,
+    letterbox,
+    prepare_image,
+    resize_image,
+    straighten,
 )
 from card_classifier.recognition.detection import detect_once
 from card_classifier.recognition.predictor import Predictor, crops_of, examine
@@ -67,7 +77,9 @@ def released() -> Predictor:
 def test_every_format_gives_the_same_picture(file_format):
     decoded = decode_image(encoded(gradient(), file_format))
     assert (decoded.shape, decoded.dtype) == ((40, 60, 3), np.uint8)
-    assert np.abs(decoded.astype(int) - np.asarray(gradient())).mean() < 12  # GIF has 256 colours, JPEG and WebP lose detail
+    assert (
+        np.abs(decoded.astype(int) - np.asarray(gradient())).mean() < 12
+    )  # GIF has 256 colours, JPEG and WebP lose detail
     assert decoded.flags.writeable and decoded.flags.c_contiguous
 
 
@@ -98,7 +110,9 @@ def test_damaged_exif_leaves_the_picture_as_it_is():
     assert decode_image(content).shape == (32, 64, 3)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16", "RGBa", "La", "RGBX", "LAB"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16", "RGBa", "La", "RGBX", "LAB"]
+)
 def test_every_mode_of_pil_pictures_becomes_rgb(mode):
     via = {"PA": "P", "RGBa": "RGBA", "La": "LA", "I;16": "I"}.get(mode)
     if mode == "LAB":
@@ -193,6 +207,7 @@ def test_arrays_of_any_memory_layout(shape):
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     "A PNG file written by hand."
+
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -301,7 +316,9 @@ def test_files_that_can_not_be_read(tmp_path):
             decode_image(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("source", [None, 7, 1.5, ["a.jpg"], io.BytesIO(b""), np.zeros((4, 4, 3)), np.zeros((4, 4), bool)])
+@pytest.mark.parametrize(
+    "source", [None, 7, 1.5, ["a.jpg"], io.BytesIO(b""), np.zeros((4, 4, 3)), np.zeros((4, 4), bool)]
+)
 def test_what_is_no_source_is_a_type_error(source):
     with pytest.raises(TypeError):
         decode_image(source)
@@ -320,12 +337,22 @@ SEEDS = [encoded(gradient(24, 16), file_format) for file_format in FORMATS] + [
     encoded(gradient(24, 16).convert("P"), "PNG"),
     encoded(gradient(24, 16).convert("L"), "TIFF", compression="tiff_deflate"),
     encoded(gradient(24, 16), "PNG", save_all=True, append_images=[gradient(24, 16).rotate(180)]),
-    encoded(gradient(24, 16), "JPEG", progressive=True, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    encoded(
+        gradient(24, 16),
+        "JPEG",
+        progressive=True,
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+    ),
 ]
 
 
 @settings(max_examples=600)
-@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8), st.floats(0, 1), st.sampled_from([None, 8]))
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
+    st.floats(0, 1),
+    st.sampled_from([None, 8]),
+)
 def test_mutated_images_are_pictures_or_image_errors(seed, changes, cut, target):
     content = bytearray(seed)
     for place, value in changes:
@@ -340,11 +367,18 @@ def test_mutated_images_are_pictures_or_image_errors(seed, changes, cut, target)
         except ImageError as error:
             assert str(error)
         else:
-            assert decoded.dtype == np.uint8 and decoded.ndim == 3 and decoded.shape[2] == 3 and 0 < decoded.size <= 3_000_000
+            assert (
+                decoded.dtype == np.uint8
+                and decoded.ndim == 3
+                and decoded.shape[2] == 3
+                and 0 < decoded.size <= 3_000_000
+            )
 
 
 @given(st.binary(max_size=300))
-@example(b"GIF87a\x00\x00\x00\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x00\x01\x00")  # a picture of one pixel
+@example(
+    b"GIF87a\x00\x00\x00\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x00\x01\x00"
+)  # a picture of one pixel
 def test_arbitrary_bytes_are_image_errors_unless_they_are_a_picture(content):
     try:
         decoded = decode_image(content)
@@ -374,7 +408,9 @@ def test_straightening_undoes_any_perspective():
     face = render_face(CARDS[40], random_style(3), 300)[..., :3]
     generator = np.random.default_rng(2)
     for _ in range(10):
-        corners = np.float32([(200, 150), (500, 150), (500, 570), (200, 570)]) + generator.uniform(-60, 60, (4, 2)).astype(np.float32)
+        corners = np.float32([(200, 150), (500, 150), (500, 570), (200, 570)]) + generator.uniform(
+            -60, 60, (4, 2)
+        ).astype(np.float32)
         source = np.float32([(0, 0), (face.shape[1], 0), (face.shape[1], face.shape[0]), (0, face.shape[0])])
         photo = cv2.warpPerspective(face, cv2.getPerspectiveTransform(source, corners), (800, 700))
         ours = straighten(photo, corners, 224, margin=0)[20:-20, 20:-20].astype(float).ravel()
@@ -432,4 +468,6 @@ def test_a_training_crop_is_cut_as_recognition_cuts_it(released):
     crops = crops_of(released, scene.image, scene.image)
     assert len(found) == len(crops) == 2
     for detection, crop in zip(found, crops, strict=True):
-        assert np.array_equal(crop.image, straighten(scene.image, detection.corners, released.info.classifier.input_size))
+        assert np.array_equal(
+            crop.image, straighten(scene.image, detection.corners, released.info.classifier.input_size)
+        )
