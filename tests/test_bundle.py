@@ -219,7 +219,7 @@ def test_a_failed_write_leaves_nothing(tiny_info, tmp_path):
 
 @pytest.fixture
 def old_bundle(tmp_path):
-    "The released bundle as it was in format 2: today's networks under their old names, and the description that stood beside them."
+    "The released bundle as it was in format 2: the same networks under their old names, and their description."
     folder = tmp_path / "old"
     folder.mkdir()
     shutil.copy(released_bundle() / "classifier.onnx", folder / "model.onnx")

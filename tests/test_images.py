@@ -452,7 +452,7 @@ def test_the_cache_of_training_holds_what_the_classifier_is_shown(tiny_bundle, t
 
 
 def test_a_training_scene_reaches_the_detector_as_a_photo_does():
-    "A scene that is composed for training, given to recognition as a photo, arrives at the detector with the same pixels."
+    "A scene composed for training, given to recognition as a photo, arrives at the detector with the same pixels."
     cards, generator = [Card.parse("ace of spades"), Card.parse("ten of hearts")], np.random.default_rng(3)
     for height, width in ((160, 120), (120, 160), (160, 160), (480, 640)):
         scene, detector = render_scene(cards, random_style(4), generator, height, width), Watched()

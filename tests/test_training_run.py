@@ -163,7 +163,7 @@ def test_serving_answers_as_training_did(uninterrupted, tmp_path):
         [COMMAND, "evaluate", uninterrupted.name, "--to", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    served = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["test"]
+    served = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["classifier"]
     trained = numbers(uninterrupted)["test"]
     assert served["confusion"] == trained["confusion"]
     assert served["nll"] == pytest.approx(trained["nll"], abs=1e-3)
