@@ -1,4 +1,5 @@
 "Package metadata comes from settings.ini; this file only reads it."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -39,6 +40,9 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={"serve": serve, "parquet": parquet, "train": train, "dev": [*train, *serve, *parquet, *dev]},
-    entry_points={"console_scripts": requirements("console_scripts"), "nbdev": ["card_classifier=card_classifier._modidx:d"]},
+    entry_points={
+        "console_scripts": requirements("console_scripts"),
+        "nbdev": ["card_classifier=card_classifier._modidx:d"],
+    },
     zip_safe=False,
 )

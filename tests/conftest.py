@@ -13,7 +13,9 @@ from PIL import Image
 
 from card_classifier.bundle import BundleInfo, NetworkInfo, write_bundle
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs that way, and every process started here would inherit it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell starts background jobs that way, and every process started here would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is slow, not wrong

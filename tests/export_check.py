@@ -1,4 +1,5 @@
 "Fails when card_classifier/ is not exactly what the notebooks export."
+
 import os
 import shutil
 import subprocess

@@ -231,7 +231,7 @@ def test_every_card_of_a_photo_is_answered_and_the_largest_is_recorded(tmp_path)
         }
         for card in prediction["cards"]:
             assert len(card["corners"]) == 4 and all(
-                -0.1 < share < 1.1 for corner in card["corners"] for share in corner
+                -0.1 < value < 1.1 for corner in card["corners"] for value in corner
             )
             assert card["probability"] > 0.5 and not card["is_rejected"]
         assert prediction["cards"][0]["card"] == prediction["card"]

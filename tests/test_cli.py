@@ -1,4 +1,5 @@
 "The command line as people and scripts use it: real processes, real files, real exit codes."
+
 import json
 import os
 import shutil
@@ -12,13 +13,37 @@ from conftest import colour_picture
 from card_classifier.settings import ServeSettings, checkout, compose, group_rows, setting_rows
 
 COMMAND = [str(Path(sys.executable).with_name("card-classifier"))]
-KEYS = {"file", "card", "probability", "top", "is_rejected", "rejection_reason", "model_version", "milliseconds", "error"}
-HEAVY = {"torch", "fastai", "timm", "gradio", "wandb", "pandas", "matplotlib", "openvino", "onnxruntime", "hydra", "papermill"}
+KEYS = {
+    "file",
+    "card",
+    "probability",
+    "top",
+    "is_rejected",
+    "rejection_reason",
+    "model_version",
+    "milliseconds",
+    "error",
+}
+HEAVY = {
+    "torch",
+    "fastai",
+    "timm",
+    "gradio",
+    "wandb",
+    "pandas",
+    "matplotlib",
+    "openvino",
+    "onnxruntime",
+    "hydra",
+    "papermill",
+}
 
 
 def run(*arguments, folder=None, stdin=b""):
     "Runs the command line in `folder` and waits for it."
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=folder, input=stdin, capture_output=True, timeout=300, check=False)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=folder, input=stdin, capture_output=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture
@@ -33,7 +58,9 @@ def photos(tmp_path):
 
 def test_importing_the_command_line_imports_nothing_heavy():
     code = "import sys, card_classifier.cli.main; print(*{name.split('.')[0] for name in sys.modules})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert not loaded & HEAVY
 
 
@@ -93,17 +120,20 @@ def test_names_with_spaces_and_other_scripts(tmp_path, tiny_bundle):
     assert json.loads(result.stdout)["file"] == str(picture.relative_to(tmp_path))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["train", "train.epochs=0"], "train.epochs must be at least 1"),
-    (["train", "train.epoch=3"], "did you mean 'train.epochs'"),
-    (["train", "model.arch=resnet9000"], "timm has no backbone 'resnet9000'"),
-    (["train", "--experiment", "huge"], "there are: cpu, detector, gpu, photo, quick"),
-    (["train", "--resume", "yesterday"], "there is no run 'yesterday'"),
-    (["train", "data.source=nowhere.zip", "train.epochs=many"], "could not be converted to Integer"),
-    (["evaluate", "no-such-run"], "there is no run 'no-such-run'"),
-    (["evaluate", "--split", "holdout"], "there is no split 'holdout'"),
-    (["data", "prepare", "--source", "nowhere.zip"], "nowhere.zip"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "train.epochs=0"], "train.epochs must be at least 1"),
+        (["train", "train.epoch=3"], "did you mean 'train.epochs'"),
+        (["train", "model.arch=resnet9000"], "timm has no backbone 'resnet9000'"),
+        (["train", "--experiment", "huge"], "there are: cpu, detector, gpu, photo, quick"),
+        (["train", "--resume", "yesterday"], "there is no run 'yesterday'"),
+        (["train", "data.source=nowhere.zip", "train.epochs=many"], "could not be converted to Integer"),
+        (["evaluate", "no-such-run"], "there is no run 'no-such-run'"),
+        (["evaluate", "--split", "holdout"], "there is no split 'holdout'"),
+        (["data", "prepare", "--source", "nowhere.zip"], "nowhere.zip"),
+    ],
+)
 def test_wrong_input_is_answered_in_one_line_from_any_folder(arguments, message, tmp_path):
     result = run(*arguments, folder=tmp_path)
     assert result.returncode == 2
@@ -126,7 +156,9 @@ def test_settings_shows_every_setting_as_it_would_be(tmp_path):
 def test_a_setting_out_of_bounds_says_what_is_allowed_and_what_it_means(tmp_path):
     result = run("train", "augment.hue=90", folder=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.decode().endswith("augment.hue must be from 0 to 30, got 90.0 (Largest turn of the hue in degrees; at 30 red becomes orange)\n")
+    assert result.stderr.decode().endswith(
+        "augment.hue must be from 0 to 30, got 90.0 (Largest turn of the hue in degrees; at 30 red becomes orange)\n"
+    )
 
 
 def test_data_says_what_is_missing_and_how_to_make_it(tmp_path, monkeypatch):
@@ -146,5 +178,10 @@ def test_serve_takes_its_options_from_the_settings_and_their_variables(tmp_path)
     for row in group_rows(ServeSettings()):
         switch, _ = ServeSettings.__dataclass_fields__[row.name].metadata["switch"]
         assert (switch or f"--{row.name.replace('_', '-')}") in offered
-    refused = subprocess.run([*COMMAND, "serve"], env=os.environ | {"PORT": "70000"}, capture_output=True, text=True, check=False)
-    assert (refused.returncode, refused.stderr) == (2, "error: port must be from 0 to 65535, got 70000 (Port to listen on; 0 takes a free one)\n")
+    refused = subprocess.run(
+        [*COMMAND, "serve"], env=os.environ | {"PORT": "70000"}, capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: port must be from 0 to 65535, got 70000 (Port to listen on; 0 takes a free one)\n",
+    )

@@ -1,4 +1,5 @@
 "The package as somebody gets it who only wants to classify a picture: a wheel in a fresh environment."
+
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ UV = str(Path(sys.executable).with_name("uv"))
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
     "The files of the package that git knows."
-    listed = subprocess.run(["git", "ls-files", "card_classifier"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "card_classifier"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return listed.stdout.split("\n")[:-1]
 
 
@@ -28,7 +31,16 @@ def build(tmp_path_factory, tracked) -> tuple[Path, str]:
     for name in (*tracked, "setup.py", "settings.ini", "pyproject.toml", "README.md"):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
-    command = [UV, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder / "wheel"]
+    command = [
+        UV,
+        "build",
+        "--wheel",
+        "--no-build-isolation",
+        "--python",
+        sys.executable,
+        "--out-dir",
+        folder / "wheel",
+    ]
     done = subprocess.run([*command, folder / "source"], capture_output=True, text=True, check=True)
     return next((folder / "wheel").glob("*.whl")), done.stdout + done.stderr
 
@@ -44,14 +56,38 @@ def fresh(wheel, tmp_path_factory) -> Path:
     "The folder of the commands in a fresh environment that holds the package and what it requires, nothing else."
     folder = tmp_path_factory.mktemp("fresh environment") / "venv"
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
-    subprocess.run([UV, "pip", "install", "--quiet", "--python", str(folder), "--constraint", str(ROOT / "requirements.lock"), str(wheel)], check=True)
+    subprocess.run(
+        [
+            UV,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(folder),
+            "--constraint",
+            str(ROOT / "requirements.lock"),
+            str(wheel),
+        ],
+        check=True,
+    )
     return folder / ("Scripts" if sys.platform == "win32" else "bin")
 
 
 def run(fresh: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
     "What the command answers in a folder, without anything that this test's own environment says."
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CARD_CLASSIFIER", "PYTHON", "COVERAGE"))}
-    return subprocess.run([fresh / "card-classifier", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CARD_CLASSIFIER", "PYTHON", "COVERAGE"))
+    }
+    return subprocess.run(
+        [fresh / "card-classifier", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_setuptools_has_no_complaint(build, tracked):
@@ -74,16 +110,32 @@ def test_predict_works_at_once_without_the_training_stack(fresh, tmp_path):
     result = run(fresh, "predict", "photo.jpg", "--json", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["error"] is None
-    installed = subprocess.run([UV, "pip", "list", "--python", str(fresh / "python"), "--format", "json"], capture_output=True, text=True, check=True).stdout
-    assert not {package["name"] for package in json.loads(installed)} & {"torch", "fastai", "timm", "wandb", "dvc", "gradio", "pandas"}
+    installed = subprocess.run(
+        [UV, "pip", "list", "--python", str(fresh / "python"), "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert not {package["name"] for package in json.loads(installed)} & {
+        "torch",
+        "fastai",
+        "timm",
+        "wandb",
+        "dvc",
+        "gradio",
+        "pandas",
+    }
 
 
-@pytest.mark.parametrize(("arguments", "extra"), [
-    (["settings", "quick"], "train"),
-    (["train"], "train"),
-    (["serve"], "serve"),
-    (["records"], "serve"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["settings", "quick"], "train"),
+        (["train"], "train"),
+        (["serve"], "serve"),
+        (["records"], "serve"),
+    ],
+)
 def test_a_command_without_its_packages_names_the_extra_that_brings_them(fresh, tmp_path, arguments, extra):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quick.yaml").write_text("defaults: [settings, _self_]\n")

@@ -1,4 +1,5 @@
 "JupyterLab as `make lab` starts it: what is saved there is clean."
+
 import json
 import os
 import shutil
@@ -29,7 +30,9 @@ def lab(tmp_path_factory):
     options += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     environment = os.environ | {"JUPYTER_CONFIG_PATH": str(folder / ".jupyter"), "HOME": str(folder / "home")}
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", *options], cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyter", "lab", *options], cwd=folder, env=environment, stdout=log, stderr=log
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120

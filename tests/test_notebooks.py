@@ -5,6 +5,7 @@ become those of the package. So its demonstrations are tests of the package, cou
 where a cell uses a name that only a later cell defines, as they would in Jupyter. That the package is what the
 exported cells say is what `make export-check` shows. All other pages run as nbdev runs them.
 """
+
 import ast
 import asyncio
 import inspect
@@ -20,14 +21,18 @@ from nbdev.test import test_nb as run_page
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORTS = {"export", "exports", "exporti"}
-FLAGS = {flag for flag in get_config().tst_flags.split() if flag != "real" or not os.environ.get("CARD_CLASSIFIER_DATA")}
+FLAGS = {
+    flag for flag in get_config().tst_flags.split() if flag != "real" or not os.environ.get("CARD_CLASSIFIER_DATA")
+}
 FOLDERS = sorted({path.parent for path in (ROOT / "nbs").rglob("*.ipynb")})
 NOTEBOOKS = [path for folder in FOLDERS if not (folder / ".notest").exists() for path in sorted(folder.glob("*.ipynb"))]
 
 
 def directives(source: str) -> set[str]:
     "The words of a cell's `#|` lines."
-    return {word for line in source.splitlines() if line.startswith("#|") for word in line[2:].replace(":", " ").split()}
+    return {
+        word for line in source.splitlines() if line.startswith("#|") for word in line[2:].replace(":", " ").split()
+    }
 
 
 def code_cells(path: Path) -> list[str]:
@@ -50,7 +55,11 @@ def bound_names(source: str) -> set[str]:
         elif isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(statement.name)
         else:
-            names |= {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            names |= {
+                node.id
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
     return names
 
 
@@ -60,7 +69,13 @@ PAGES = [path for path in NOTEBOOKS if path not in MODULES.values()]
 
 def test_names_of_a_cell():
     assert bound_names("import os.path\nfrom re import sub as s\nA = B = 1\ndef f(): inner = 1\nclass C: part = 2") == {
-        "os", "s", "A", "B", "f", "C"}
+        "os",
+        "s",
+        "A",
+        "B",
+        "f",
+        "C",
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -78,7 +93,9 @@ def test_demonstrations_hold_for_the_package(name, monkeypatch, request):
             continue
         if words & (FLAGS | {"default_exp", "eval"}) or "nbdev_export()" in cell:
             continue
-        source = "\n".join(line for line in cell.splitlines() if not line.startswith("%"))  # the magics of a notebook mean nothing here
+        source = "\n".join(
+            line for line in cell.splitlines() if not line.startswith("%")
+        )  # the magics of a notebook mean nothing here
         outcome = eval(compile(source, f"{name}, cell {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), namespace)
         if inspect.iscoroutine(outcome):  # a cell with `await`, as notebooks allow
             runner.run(outcome)

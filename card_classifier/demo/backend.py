@@ -6,7 +6,7 @@
 __all__ = ['log', 'NOT_STORED', 'EXAMPLES', 'EXAMPLE_NAMES', 'Backend', 'PredictorBackend', 'safe_answer', 'store_correction',
            'examples_html']
 
-# %% ../../nbs/demo/07_backend.ipynb #d0353e5c
+# %% ../../nbs/demo/07_backend.ipynb #2d410eff
 import json
 import logging
 import secrets
@@ -19,6 +19,7 @@ from ..cards import CLASS_NAMES
 from .gallery import problem_html, thanks_html
 from .templates import DEMO_FOLDER, fill_template
 from ..images import ImageError
+from ..recognition.answer import file_answer
 from ..recognition.predictor import Predictor
 
 # %% ../../nbs/demo/07_backend.ipynb #60a43caf
@@ -41,7 +42,7 @@ class Backend(Protocol):
     )->str|None:        # None when stored, else a sentence for people
         "Stores what the card really was."
 
-# %% ../../nbs/demo/07_backend.ipynb #8732aa7f
+# %% ../../nbs/demo/07_backend.ipynb #065364f1
 class PredictorBackend:
     "A `Backend` with nothing behind it but a predictor."
     def __init__(self,
@@ -55,18 +56,20 @@ class PredictorBackend:
 
     def answer(self, content:bytes, top_k:int=5)->dict:
         "The predictor's answer; a photo that can't be read is refused with status 422."
-        common = {"request_id": secrets.token_hex(16), "index": 0, "error": None}
+        prediction, error = None, None
         try:
-            return common | self.predictor.predict(content, top_k).to_dict()
-        except ImageError as error:
-            return common | {"error": {"status": 422, "title": "Unreadable image", "detail": str(error)}}
+            prediction = self.predictor.predict(content, top_k)
+        except ImageError as problem:
+            error = {"status": 422, "title": "Unreadable image", "detail": str(problem)}
+        answer = file_answer("photo", prediction, self.info.model_version, error)
+        return {"request_id": secrets.token_hex(16), "index": 0, **answer}
 
     def feedback(self, request_id:str, index:int, card:str)->str|None:
         "Adds to `corrections`."
         self.corrections.append((request_id, index, card))
         return None
 
-# %% ../../nbs/demo/07_backend.ipynb #f521e9d2
+# %% ../../nbs/demo/07_backend.ipynb #ed6fd7c4
 log = logging.getLogger(__name__)
 
 def safe_answer(
@@ -78,7 +81,7 @@ def safe_answer(
         return backend.answer(content, top_k=5)
     except Exception:
         log.exception("the demo got no answer")
-        return {"error": {"status": 500, "title": "Internal error", "detail": ""}}
+        return file_answer("photo", None, "", {"status": 500, "title": "Internal error", "detail": ""})
 
 # %% ../../nbs/demo/07_backend.ipynb #e15787ab
 NOT_STORED = "I could not write that down just now. Please try again in a moment."

@@ -20,12 +20,12 @@ from .drawing import blank_svg, card_svg
 from .templates import fill_template, percent
 from ..images import ImageError, decode_image
 
-# %% ../../nbs/demo/03_gallery.ipynb #14b1205c
+# %% ../../nbs/demo/03_gallery.ipynb #5ec60841
 def answer_reference(
     answer:dict, # From the service
 )->str:          # JSON; empty if there is nothing to correct
     "What a correction has to name."
-    if answer.get("error"):
+    if answer["error"]:
         return ""
     return json.dumps({name: answer[name] for name in ("request_id", "index", "card")})
 
@@ -69,20 +69,20 @@ def thumbnail(
     picture.save(buffer, "JPEG", quality=78)
     return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
 
-# %% ../../nbs/demo/03_gallery.ipynb #08528fb4
+# %% ../../nbs/demo/03_gallery.ipynb #d7c4d09f
 def caption(
     answer:dict, # From the service
 )->str:          # One line
     "An answer in a few words."
-    if answer.get("error"):
+    if answer["error"]:
         return refusal_text(answer["error"]["status"])["title"]
     if answer["is_rejected"]:
         return "No card here?"
-    n_more = sum(not card["is_rejected"] for card in (answer.get("cards") or [])[1:])
+    n_more = sum(not card["is_rejected"] for card in answer["cards"][1:])
     words = f"{answer['card']}, {percent(answer['probability'])}"
     return f"{words}, and {n_more} more" if n_more else words
 
-# %% ../../nbs/demo/03_gallery.ipynb #d3b02561
+# %% ../../nbs/demo/03_gallery.ipynb #18ed9f3d
 def figure_html(
     number:int,      # Of the photo, from 1
     name:str,        # Of its file
@@ -90,7 +90,7 @@ def figure_html(
     picture:str|None,# Its data URL, or None
 )->Markup:
     "One photo of the gallery with its answer."
-    is_card = not answer.get("error") and not answer["is_rejected"]
+    is_card = not answer["error"] and not answer["is_rejected"]
     return fill_template(
         "figure.html",
         number=number,

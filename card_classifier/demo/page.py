@@ -29,7 +29,7 @@ from .templates import fill_template, read_static, read_table
 from .uploads import UploadFolder, find_file, remove_upload
 from ..images import image_format
 
-# %% ../../nbs/demo/08_page.ipynb #2bc618bf
+# %% ../../nbs/demo/08_page.ipynb #ccbb42c7
 OUTLINED_SIDE = 640 # Pixels of the photo on which cards are outlined
 
 def answer_upload(
@@ -45,12 +45,12 @@ def answer_upload(
     except OSError:
         return refusal_html({"status": 410}), "", "", False
     answer = safe_answer(backend, content)
-    has_outlines = any(card["corners"] for card in answer.get("cards") or [])
+    has_outlines = any(card["corners"] for card in answer["cards"])
     picture = thumbnail(content, OUTLINED_SIDE) if has_outlines else None
     reference = str(escape(answer_reference(answer))) # It goes into an attribute
     return answer_html(answer, picture), reference, "", image_format(content) is not None
 
-# %% ../../nbs/demo/08_page.ipynb #3b99f383
+# %% ../../nbs/demo/08_page.ipynb #7e3f9610
 def answer_uploads(
     backend:Backend,         # Who answers
     uploads:UploadFolder,    # Where the photos lie
@@ -70,8 +70,8 @@ def answer_uploads(
         except OSError:
             continue
         answer = safe_answer(backend, content)
-        picture = None if answer.get("error") else thumbnail(content)
-        n_cards += not answer.get("error") and not answer["is_rejected"]
+        picture = None if answer["error"] else thumbnail(content)
+        n_cards += not answer["error"] and not answer["is_rejected"]
         figures.append(figure_html(number, str(photo.get("orig_name") or "photo"), answer, picture))
         remove_upload(uploads.folder, path)
     return gallery_html(figures, n_cards)

@@ -185,7 +185,7 @@ def settle_jobs(
     jobs:list[Job],         # As `QueueReader.gather` gave them
     outcomes:list[bool],    # For each whether it was written
 )->None:
-    "Counts what became of a batch and tells those who wait."
+    "Counts what became of a batch and settles its futures."
     with queue.changed:
         if jobs is not queue.backlog.in_hand: # Given up in the meantime
             return
@@ -198,7 +198,7 @@ def settle_feedback(
     given:Sequence[Feedback],   # Which ones
     outcome:RecordsError|None,  # None: committed
 )->None:
-    "Takes feedback off the list and tells those who wait."
+    "Takes feedback off the list and settles its futures."
     with queue.changed:
         settled = set(given) & set(queue.feedback)
         queue.feedback = [one for one in queue.feedback if one not in settled]

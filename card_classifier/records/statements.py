@@ -112,11 +112,11 @@ def write_records(
 # %% ../../nbs/records/02_statements.ipynb #288a2b8b
 @dataclass(eq=False)
 class Feedback:
-    "What somebody said about an answer, on its way to the database."
+    "What an answer should have been, on its way to the database."
     request_id:str                  # Of the answer
     index:int                       # Which of its images
     card:str                        # A class name or `NO_CARD`
-    time:datetime                   # When it was said
+    time:datetime                   # When it was given
     search_seconds:float            # How long to look for the answer it is about
     future:Future                   # Done when it is committed
     searched_since:float|None=None  # When the answer was first looked for, on the clock of `time.monotonic`
@@ -124,7 +124,7 @@ class Feedback:
 def feedback_values(
     given:Feedback,
 )->dict[str, Any]: # By parameter of the statement
-    "What the feedback statement is told."
+    "The parameters of the feedback statement."
     return {"new_card": given.card, "new_time": given.time, "of_request": given.request_id, "of_index": given.index}
 
 def write_feedback(

@@ -102,7 +102,7 @@ NOT_RECORDED = "no answer is recorded under this request id and index: they are 
 def away_error(
     trouble:str, # In a word
 )->RecordsAwayError:
-    "What somebody is told whose feedback can't be stored now."
+    "The refusal of feedback that can't be stored now."
     return RecordsAwayError(
         f"the database of records can't be written to at the moment ({trouble}): send the feedback again later")
 
@@ -112,7 +112,7 @@ def settle_searches(
     found:list[bool],      # For each whether there was such an answer
     is_behind:bool,        # Whether answers still wait in this process, which are written first
 )->None:
-    "Tells those whose feedback is stored, and those whose answer was looked for long enough."
+    "Settles the feedback that is stored, and what has searched for its answer long enough."
     now = time.monotonic()
     settle_feedback(queue, [one for one, is_there in zip(given, found, strict=True) if is_there], None)
     if is_behind:
@@ -149,7 +149,7 @@ def write_jobs(
     queue:RecordQueue,
     jobs:list[Job],           # As they were taken out of the queue
 )->None:
-    "Commits a batch and tells those who wait. Raises what the database raises; then the batch stays in hand."
+    "Commits a batch and settles its futures. Raises what the database raises; then the batch stays in hand."
     outcomes = write_records(connection, [job.record for job in jobs])
     if not all(outcomes):
         log.warning("%d records hold values that the database can't: they are lost", outcomes.count(False))

@@ -63,7 +63,7 @@ FileAnswer = create_model(
 class PredictAnswer(BaseModel):
     "The answer to `POST /v1/predict`."
     request_id:str = Field(description="For feedback and for questions", examples=[REQUEST_ID_EXAMPLE])
-    model_version:str = Field(description="Which model looked", examples=[VERSION_EXAMPLE])
+    model_version:str = Field(description="Of the model that answered", examples=[VERSION_EXAMPLE])
     recorded:Literal["off", "queued", "written", "lost"] = Field(
         description="Whether the answers are recorded; `written` only with record=wait")
     timings:dict[str, float] = Field(

@@ -75,7 +75,7 @@ def added_headers(
     return [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS, *(API_POLICY if is_api else PAGE_POLICY)]
 
 # %% ../../nbs/serving/06_guard.ipynb #4c9e7627
-LINGER_SECONDS = 5 # For a client that is told no to stop sending and read why
+LINGER_SECONDS = 5 # For a refused client to stop sending and read why
 GONE = {"type": "http.disconnect"}
 
 class Exchange:
@@ -117,7 +117,7 @@ class Exchange:
 def body_too_large(
     settings:ServeSettings,
 )->Problem:
-    "What is said of a body beyond the bound."
+    "The refusal of a body beyond the bound."
     return Problem("body-too-large", f"at most {settings.max_body:,} bytes are taken in one request")
 
 async def receive_in_bounds(

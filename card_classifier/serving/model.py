@@ -21,7 +21,7 @@ from ..settings import ServeSettings
 def bundle_signature(
     folder:Path, # Of a bundle
 )->tuple:        # Another one as soon as any file in it has changed
-    "What tells a new bundle from the old one without reading it."
+    "Distinguishes a new bundle from the old one without reading it."
     try:
         files = [(file.name, file.stat()) for file in folder.iterdir()]
     except OSError: # It is being replaced at this moment

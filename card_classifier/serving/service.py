@@ -62,7 +62,7 @@ def classify_files(
     service:Service,
     files:Sequence[SentFile], # At least one
     top_k:int,                # How many candidates to name
-)->tuple[list[Outcome], str]: # One for each file, in order; which model looked
+)->tuple[list[Outcome], str]: # One for each file, in order; the model's version
     "Classifies the files of one request, and counts what came of them."
     predictor, metrics, outcomes = service.model.predictor, service.metrics, []
     for start in range(0, len(files), BATCH_SIZE):
@@ -73,17 +73,17 @@ def classify_files(
         if isinstance(outcome, Problem):
             metrics.requests.refuse(outcome.reason)
         else:
-            said = outcome.prediction
-            metrics.answers.count(said.card, said.probability, said.is_rejected)
+            found = outcome.prediction
+            metrics.answers.count(found.card, found.probability, found.is_rejected)
     return outcomes, predictor.info.model_version
 
 # %% ../../nbs/serving/04_service.ipynb #3d3a9873
 def outcome_answer(
     name:str,          # As the client calls the file
     outcome:Outcome,   # What came of it
-    model_version:str, # Which model looked at it
+    model_version:str, # Of the model that read it
 )->dict[str, Any]:     # Ready for JSON
-    "What is said about one file."
+    "The answer to one file."
     if isinstance(outcome, Problem):
         return file_answer(name, None, model_version, outcome.body())
     return file_answer(name, outcome.prediction, model_version)

@@ -194,7 +194,7 @@ def make_bundle(
         code_version=code_version())
     return write_bundle(folder, info, contents, overwrite=overwrite)
 
-# %% ../../nbs/training/04_export.ipynb #581dae90
+# %% ../../nbs/training/04_export.ipynb #a30b6a2a
 def outputs_of_both(
     network:nn.Module, # The one that was exported
     bundle:str|Path,   # Folder of the bundle
@@ -213,7 +213,7 @@ def outputs_of_both(
     session = onnxruntime.InferenceSession(str(Path(bundle)/described.file), providers=["CPUExecutionProvider"])
     ours, theirs = [], []
     for start in range(0, len(images), batch_size):
-        batch = np.ascontiguousarray(images[start:start + batch_size])
+        batch = np.array(images[start:start + batch_size]) # A copy: torch can't take what only may be read
         with torch.inference_mode():
             answer = wrapped(torch.from_numpy(batch))
         ours.append([output.numpy() for output in (answer if isinstance(answer, tuple) else (answer,))])

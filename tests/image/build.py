@@ -3,7 +3,8 @@
 usage: build.py [serve|train]
 
 PYTHON_IMAGE replaces the base that the Dockerfile pins. Without a Docker engine buildah builds;
-where no registry can be reached either, the base is made of Debian's own packages, and the script says so, because that is not what the Dockerfile pins.
+where no registry can be reached either, the base is made of Debian's own packages, and the script says so, because
+that is not what the Dockerfile pins.
 """
 
 import os
