@@ -1,4 +1,7 @@
-"Makes the report: README.md and figures/ from the numbers in results.json; with --runs it reads those numbers from finished runs first."
+"""Makes the report: README.md and figures/ from the numbers in results.json.
+
+With --runs it reads those numbers from finished runs first, with --evaluated those of `card-classifier evaluate`.
+"""
 import argparse
 import json
 from collections import defaultdict
@@ -7,88 +10,127 @@ from pathlib import Path
 import matplotlib
 import nbformat
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from nbdev.clean import nbdev_clean
 
-from card_classifier.bundle import read_bundle, released_bundle
-from card_classifier.settings import checkout, find_checkout
+from card_classifier.bundle import BundleInfo, NetworkInfo, read_bundle, released_bundle
 from card_classifier.data.shards import open_shards
-from card_classifier.evaluation.metrics import percent_with_interval
-from card_classifier.evaluation.plots import plot_confusion, plot_per_class, plot_reliability
+from card_classifier.evaluation.metrics import percent_with_interval, without_tables
+from card_classifier.evaluation.plots import (
+    new_figure, plot_confusion, plot_per_class, plot_reliability, style_axis,
+)
+from card_classifier.settings import checkout, find_checkout
 
+matplotlib.use("Agg")
 REPORTS = Path(__file__).resolve().parent
 RESULTS = REPORTS / "results.json"
 FIGURES = REPORTS / "figures"
-SHOWN = {  # What somebody sees who looks at the test images that networks got wrong
+KEPT = ("run", "arch", "weights", "machine", "precision", "minutes", "history", "temperature", "data", "peak_memory_gb")
+SHOWN = {  # What somebody sees who looks at the test images that were answered wrongly
     "test/five of clubs/3.jpg": "golden pips on black, a face drawn in lines between them; the index is an ornate 5",
     "test/joker/1.jpg": "the photograph of a face between two words JOKER: no other joker is a photograph",
     "test/queen of clubs/4.jpg": "a queen in black outlines alone, without colour",
-    "test/six of clubs/1.jpg": "a drawn figure that holds this very card; no six pips anywhere, and golden ones at the index",
+    "test/six of clubs/1.jpg": "a drawn figure that holds this very card; no six pips anywhere, golden at the index",
     "test/ten of diamonds/2.jpg": "a rendered card, tilted and cut at the bottom: eight pips are whole",
     "test/two of spades/2.jpg": "one large white pip and the figure 2 on brown: by its pips an ace",
 }
-
-
-def head(metrics: dict) -> dict:
-    "The figures of one split that are single numbers."
-    return {name: value for name, value in metrics.items() if name == "without_leaking" or not isinstance(value, list | dict)}
+RECORDS = {  # Pages of the logbook: name, title, and what it is the record of
+    "run": ("real_run.ipynb", "A run of the classifier",
+            "The executed notebook of the run {run}, one of those whose mean is the released classifier"),
+    "only": ("real_run.ipynb", "The classifier's run",
+             "The executed notebook of the run that made the classifier, {run}"),
+    "mean": ("mean_run.ipynb", "The mean of the runs",
+             "The executed notebook that made and judged the released classifier, {run}, the mean of runs that differ "
+             "in their seed"),
+    "detector": ("detector_run.ipynb", "The detector's run",
+                 "The executed notebook of the run that made the detector, {run}: photographs in, corners out"),
+}
 
 
 def run_results(run: Path) -> dict:
     "What the report needs of one run."
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    classifier = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["networks"]["classifier"]
-    kept = {name: metrics[name] for name in ("run", "arch", "weights", "machine", "precision", "minutes", "history", "temperature", "data")} | {name: metrics[name] for name in ("valid_varied",) if name in metrics}
-    splits = {split: metrics[split] if split == "test" else head(metrics[split]) for split in ("valid", "test") if split in metrics}
-    return kept | splits | {
-        "settings": classifier["training"]["settings"], "rejection_threshold": classifier["thresholds"]["rejection"], "peak_memory_gb": metrics["peak_memory_gb"],
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    classifier = bundle["networks"]["classifier"]
+    results = {name: metrics[name] for name in KEPT}
+    if "valid_varied" in metrics:
+        results["valid_varied"] = metrics["valid_varied"]
+    results["valid"] = without_tables(metrics["valid"])
+    if "test" in metrics:
+        results["test"] = metrics["test"]
+    return results | {
+        "settings": classifier["training"]["settings"],
+        "rejection_threshold": classifier["thresholds"]["rejection"],
         "bundle_mb": sum(file.stat().st_size for file in (run / "bundle").iterdir()) / 1e6,
     }
 
 
-def collect(names: list[str]) -> dict:
-    "The results of these runs and of the audit of the data they saw. A run that isn't on this machine any more keeps its results from before."
+def earlier_results() -> dict:
+    "What was collected before, or nothing."
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": []}
+
+
+def collect_runs(names: list[str]) -> dict:
+    "The results of runs, and of the audit of the data they saw. A run that is gone keeps its results from before."
     root = checkout()
     shards = open_shards(root / "data")
     summary = json.loads((root / "data" / "dataset.json").read_text(encoding="utf-8"))["audit"]
-    exclusions = [{"path": one.path, "reason": one.reason, "other": one.other} for one in shards.exclusions]
-    audit = summary["summary"]
-    leaking = {split: len(shards.leaking(split)) for split in ("valid", "test")}
-    earlier = {run["run"]: run for run in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]} if RESULTS.exists() else {}
-    runs = [run_results(root / "outputs" / name) if (root / "outputs" / name).is_dir() else earlier[name] for name in names]
-    return {"runs": runs, "audit": audit, "exclusions": exclusions, "leaking": leaking, "counts": shards.counts, "data_checksum": shards.checksum}
+    earlier = {run["run"]: run for run in earlier_results()["runs"]}
+    folders = {name: root / "outputs" / name for name in names}
+    return {
+        "runs": [run_results(folder) if folder.is_dir() else earlier[name] for name, folder in folders.items()],
+        "audit": summary["summary"],
+        "exclusions": [{"path": one.path, "reason": one.reason, "other": one.other} for one in shards.exclusions],
+        "leaking": {split: len(shards.leaking(split)) for split in ("valid", "test")},
+        "counts": shards.counts,
+        "data_checksum": shards.checksum,
+    }
 
 
-def keep_record(run: Path, page: str, title: str) -> None:
-    "The executed notebook of a run as a page of the docs, without what only its own machine needs."
+def collect_whole_way(released: BundleInfo) -> dict:
+    "What `card-classifier evaluate` measured of the released bundle, from file to answer."
+    folder, results = checkout() / "outputs" / "evaluations", {"model_version": released.model_version}
+    for split in ("test", "valid"):
+        measured = json.loads((folder / f"{released.name}-{split}" / "metrics.json").read_text(encoding="utf-8"))
+        if measured["model_version"] != released.model_version:
+            raise SystemExit(f"{split} was measured for another model: card-classifier evaluate --split {split}")
+        results[split] = measured["whole_way"]
+    return results
+
+
+def keep_record(run: Path, kind: str) -> None:
+    "The executed notebook of a run as a page of the logbook, without what only its own machine needs."
+    page, title, about = RECORDS[kind]
     notebook = nbformat.read(run / "train.ipynb", 4)
     notebook.metadata.pop("papermill", None)
-    notebook.cells[0].source = title
+    notebook.cells[0].source = f"# {title}\n\n> {about.format(run=run.name)}."
     kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in kept:
-        cell.metadata = nbformat.NotebookNode({"tags": [tag for tag in cell.metadata.get("tags", []) if tag == "parameters"]} if "parameters" in cell.metadata.get("tags", []) else {})
-        if cell.cell_type == "code":
-            cell.execution_count = None
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = None
+        is_parameters = "parameters" in cell.metadata.get("tags", [])
+        cell.metadata = nbformat.NotebookNode({"tags": ["parameters"]} if is_parameters else {})
+        if cell.cell_type != "code":
+            continue
+        cell.execution_count = None
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = None
     notebook.cells = kept
-    nbformat.write(notebook, checkout() / "nbs" / "runs" / page)
-    nbdev_clean(fname=checkout() / "nbs" / "runs" / page)
+    file = checkout() / "nbs" / "logbook" / page
+    nbformat.write(notebook, file)
+    nbdev_clean(fname=file)
 
 
-def recipe(run: dict) -> str:
-    "The experiment that a run's name tells."
-    return run["run"].split("-")[2]
-
-
-def start_of(run: dict) -> str:
-    "Where a run's network came from, in a few words."
-    earlier = [name[9:15] for name in parents(run)]
-    return f"{'mean of runs' if len(earlier) > 1 else 'run'} {', '.join(earlier)}" if earlier else run["weights"].split(" from ")[0]
+def keep_records(released: BundleInfo, names: list[str]) -> None:
+    "The pages of the runs that made the released networks, as far as these runs are on this machine."
+    outputs, earlier = checkout() / "outputs", parents({"settings": released.classifier.training["settings"]})
+    if released.name in names and len(earlier) > 1:
+        keep_record(outputs / earlier[0], "run")
+        keep_record(outputs / released.name, "mean")
+    elif released.name in names:
+        keep_record(outputs / released.name, "only")
+    if released.detector and (outputs / released.detector.run).is_dir():
+        keep_record(outputs / released.detector.run, "detector")
 
 
 def parents(run: dict) -> list[str]:
@@ -96,39 +138,73 @@ def parents(run: dict) -> list[str]:
     return [name for name in run["settings"].get("model.start_from", "").split("+") if name]
 
 
-def told_by_seed(runs: list[dict]) -> str:
+def experiment(run: dict) -> str:
+    "The experiment that a run's name tells."
+    return run["run"].split("-")[2]
+
+
+def start_of(run: dict) -> str:
+    "Where a run's network came from, in a few words."
+    earlier = [name[9:15] for name in parents(run)]
+    if not earlier:
+        return run["weights"].split(" from ")[0]
+    return f"{'mean of runs' if len(earlier) > 1 else 'run'} {', '.join(earlier)}"
+
+
+def size_of(run: dict) -> str:
+    "How many epochs a run took, and how large its training images were."
+    settings = run["settings"]
+    n_epochs, n_first = settings["train.epochs"], settings["train.start_epochs"]
+    if not n_epochs:
+        return "none"
+    first = f"{n_first} at {settings['train.start_size']} px, then " if n_first else ""
+    return f"{first}{n_epochs - n_first} at {settings['train.size']} px"
+
+
+def described_by_seed(runs: list[dict]) -> str:
     "What runs that differ in nothing but their seed show of chance."
     alike = defaultdict(list)
     for run in runs:
-        alike[json.dumps({name: value for name, value in run["settings"].items() if name != "train.seed"}, sort_keys=True)].append(run)
+        settings = {name: value for name, value in run["settings"].items() if name != "train.seed"}
+        alike[json.dumps(settings, sort_keys=True)].append(run)
     lines = []
     for group in alike.values():
         if len(group) < 2:
             continue
-        figures = {"valid": [run["valid"]["n_correct"] for run in group], "test": [run["test"]["n_correct"] for run in group if "test" in run], "varied valid, %": [round(100 * run["valid_varied"]["accuracy"], 2) for run in group if "valid_varied" in run]}
-        said = "; ".join(f"{name}: {', '.join(map(str, values))}, mean {np.mean(values):.2f}, standard deviation {np.std(values, ddof=1):.2f}" for name, values in figures.items() if len(values) > 1)
-        lines.append(f"The runs {', '.join(run['run'][9:15] for run in group)} differ in their seed alone, which decides the rendered decks, the scenes and all variation. Images right, of {group[0]['valid']['n']} each: {said}.")
+        varied = [run["valid_varied"] for run in group if "valid_varied" in run]
+        figures = {
+            "valid": [run["valid"]["n_correct"] for run in group],
+            "test": [run["test"]["n_correct"] for run in group if "test" in run],
+            "varied valid, %": [round(100 * one["accuracy"], 2) for one in varied],
+        }
+        parts = [f"{name}: {', '.join(map(str, values))}, mean {np.mean(values):.2f}, standard deviation "
+                 f"{np.std(values, ddof=1):.2f}" for name, values in figures.items() if len(values) > 1]
+        names = ", ".join(run["run"][9:15] for run in group)
+        lines.append(
+            f"The runs {names} differ in their seed alone, which decides the rendered decks, the scenes and all "
+            f"variation. Images right, of {group[0]['valid']['n']} each: {'; '.join(parts)}.")
     return "\n\n".join(lines)
 
 
-def save(figure: plt.Figure, name: str) -> None:
+def save(figure: Figure, name: str) -> None:
     "Keeps a figure."
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(FIGURES / f"{name}.png", dpi=90, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
 
 
-def plot_curves(runs: list[dict]) -> plt.Figure:
+def plot_curves(runs: list[dict]) -> Figure:
     "Accuracy on valid by minutes of training, one line a run."
-    figure, axis = plt.subplots(figsize=(7, 3.4))
+    figure = new_figure(7, 3.4)
+    axis = figure.subplots()
     for run in runs:
-        if not run["history"]:
-            continue
-        minutes = [sum(row["seconds"] for row in run["history"][: number + 1]) / 60 for number in range(len(run["history"]))]
-        axis.plot(minutes, [100 * row["accuracy"] for row in run["history"]], marker=".", label=f"{recipe(run)} {run['arch']}, {run['minutes']:.0f} min")
-    axis.set(xlabel="minutes of training", ylabel="accuracy on valid, %", ylim=(0, 101))
-    axis.grid(alpha=0.3)
-    axis.legend()
+        if run["history"]:
+            minutes = np.cumsum([row["seconds"] for row in run["history"]]) / 60
+            accuracy = [100 * row["accuracy"] for row in run["history"]]
+            label = f"{run['run'][9:15]} {experiment(run)} {run['arch']}, {run['minutes']:.0f} min"
+            axis.plot(minutes, accuracy, marker=".", markersize=4, label=label)
+    axis.set(xlabel="minutes of training", ylim=(0, 101))
+    style_axis(axis, "accuracy on valid, %")
+    axis.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -142,64 +218,153 @@ def table(columns: list[str], rows: list[list]) -> str:
     return "\n".join([row(columns), row(["---"] * len(columns)), *map(row, rows)])
 
 
-def size_of(run: dict) -> str:
-    "How large a run's training images were."
-    settings = run["settings"]
-    first = f"{settings['train.start_epochs']} at {settings['train.start_size']} px, then " if settings["train.start_epochs"] else ""
-    return f"{first}{settings['train.epochs'] - settings['train.start_epochs']} at {settings['train.size']} px" if settings["train.epochs"] else "none"
+def count(figures: dict) -> str:
+    "Such as 261 of 265."
+    return f"{figures['n_correct']} of {figures['n']}"
+
+
+def whole_way_table(whole_way: dict) -> str:
+    "What a user gets."
+    rows = []
+    for split in ("test", "valid"):
+        figures = whole_way[split]
+        for label, part in ((f"{split}, as published", figures),
+                            (f"{split}, without leaking images", figures["without_leaking"])):
+            rejected = figures["n_rejected"] if part is figures else ""
+            rows.append([label, count(part), percent_with_interval(part), rejected])
+    return table(["files", "right", "accuracy (95 % interval)", "rejected, counted as wrong"], rows)
+
+
+def classifier_table(metrics: dict) -> str:
+    "What the classifier alone says of whole images."
+    rows = []
+    for split in ("test", "valid"):
+        for label, part in ((f"{split}, as published", metrics[split]),
+                            (f"{split}, without leaking images", metrics[split]["without_leaking"])):
+            figures = [f"{part[name]:.4f}" for name in ("macro_f1", "ece", "nll")]
+            rows.append([label, count(part), percent_with_interval(part), *figures])
+    return table(["images", "right", "accuracy (95 % interval)", "macro F1", "calibration error", "NLL"], rows)
+
+
+def mistakes_table(mistakes: list[dict]) -> str:
+    "What was answered wrongly, and what the image shows."
+    rows = []
+    for one in mistakes:
+        answer = one["predicted"] + (", rejected" if one.get("is_rejected") else "")
+        percent = f"{100 * one['probability']:.0f} %"
+        rows.append([f"`{one['path']}`", one["target"], answer, percent, SHOWN.get(one["path"], "")])
+    return table(["image", "label", "answer", "probability", "what it shows"], rows) if rows else "There is none."
+
+
+def runs_table(runs: list[dict], released: str) -> str:
+    "How the classifier's runs went on from each other, and how good each is."
+    rows = []
+    for run in runs:
+        varied = run.get("valid_varied")
+        rows.append([
+            f"{run['run'][9:15]} {experiment(run)}" + (" (released)" if run["run"] == released else ""),
+            run["arch"], start_of(run), size_of(run), f"{run['settings']['evaluation.size']} px", count(run["valid"]),
+            f"{100 * varied['accuracy']:.1f} %, NLL {varied['nll']:.3f}" if varied else "not measured",
+            count(run["test"]) if "test" in run else "not opened", f"{run['minutes']:.0f}"])
+    return table(["run", "network", "starts from", "epochs", "judged at", "right on valid",
+                  "valid, varied as in training", "right on test", "minutes"], rows)
+
+
+def chain_table(network: NetworkInfo) -> str:
+    "A network's run and its ancestors, from the latest to public weights."
+    runs = [{"run": network.run, **network.training}, *network.ancestors]
+    rows = [[f"`{run['run']}`", run["weights"] or "unknown", f"{run['minutes']:.0f}" if run["minutes"] else "unknown"]
+            for run in runs]
+    return table(["run", "started from", "minutes"], rows)
+
+
+def quantised(classifier: NetworkInfo, full_test: dict) -> str:
+    "What quantising the classifier cost and brought."
+    gate = classifier.metrics.get("gate")
+    if gate is None:
+        return "Every figure is of the full network."
+    form = "eight-bit integers" if classifier.bits == 8 else "32-bit numbers"
+    precision = ", computed in bfloat16 where the processor can" if classifier.precision == "bf16" else ""
+    (full, right), (varied_full, varied), (mb_full, mb), (ms_full, ms) = (
+        gate[name] for name in ("n_right", "varied_right", "megabytes", "milliseconds"))
+    return (
+        f"The released classifier is quantised: it computes in {form}{precision}. It passed a gate for that: {right} "
+        f"of {gate['n_images']} validation images right ({full} in full), {varied} of {gate['n_varied']} varied ones "
+        f"({varied_full} in full), {mb:.1f} MB instead of {mb_full:.1f}, and {ms:.1f} ms instead of {ms_full:.1f} "
+        f"on one thread. On test it is right on {classifier.metrics['test']['n_correct']}, the full one on "
+        f"{full_test['n_correct']}.")
+
+
+def report_text(results: dict, info: BundleInfo) -> dict[str, str]:
+    "What the template's places are filled with."
+    runs, counts, exclusions = results["runs"], results["counts"], results["exclusions"]
+    released = next(run for run in runs if run["run"] == info.classifier.run)
+    chosen = [run for run in runs if run is released or run["run"] in parents(released)]
+    photos, robustness = info.metrics["real_photographs"], info.classifier.metrics["robustness"]
+    reasons = sorted({one["reason"] for one in exclusions})
+    left_out = [f"{sum(one['reason'] == reason for one in exclusions)} {reason}" for reason in reasons]
+    settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
+    return {
+        "arch": released["arch"], "machine": released["machine"], "precision": released["precision"],
+        "memory": f"{max(run['peak_memory_gb'] for run in chosen):.1f}", "n_train": f"{counts['train']:,}",
+        "n_kept": f"{released['data']['counts']['train']:,}", "n_valid": counts["valid"], "n_test": counts["test"],
+        "checksum": results["data_checksum"][:16], "one_image": f"{100 / counts['test']:.2f}",
+        "whole_way": whole_way_table(results["whole_way"]), "measured": classifier_table(info.classifier.metrics),
+        "whole_test": count(results["whole_way"]["test"]), "alone_test": count(info.classifier.metrics["test"]),
+        "runs": runs_table(runs, info.classifier.run), "seeds": described_by_seed(runs),
+        "detector_runs": chain_table(info.detector), "bits": quantised(info.classifier, released["test"]),
+        "whole_mistakes": mistakes_table(results["whole_way"]["test"]["mistakes"]),
+        "mistakes": mistakes_table(released["test"]["mistakes"]),
+        "temperature": f"{info.classifier.temperature:.3f}",
+        "threshold": f"{info.classifier.thresholds['rejection']:.3f}",
+        "photos": f"{photos['photographs']} real photographs of tables and floors it finds and reads {count(photos)} "
+                  f"marked cards, {percent_with_interval(photos)}",
+        "robustness": f"{robustness['mean']:.1%}", "relative": f"{robustness['relative']:.1%}",
+        "left_out": ", ".join(left_out), "n_left_out": len(exclusions),
+        "leaking_test": results["leaking"]["test"], "leaking_valid": results["leaking"]["valid"],
+        "audit": table(["finding", "count"], [[name.replace("_", " "), n] for name, n in results["audit"].items()]),
+        "settings": table(["setting", "value"], settings),
+    }
+
+
+def check_results(results: dict, info: BundleInfo) -> None:
+    "Ends with a message unless the results are about the released bundle."
+    whole_way = results.get("whole_way", {})
+    if whole_way.get("model_version") != info.model_version:
+        raise SystemExit("results.json is about another model: card-classifier evaluate, then report.py --evaluated")
+    for split in ("test", "valid"):
+        if without_tables(whole_way[split]) != info.metrics["whole_way"][split]:
+            raise SystemExit(f"results.json and bundle.json disagree about {split}: report.py --evaluated")
 
 
 def write_report(results: dict) -> None:
     "README.md and its figures."
-    runs, audit = results["runs"], results["audit"]
     info = read_bundle(released_bundle())
-    released = next(run for run in runs if run["run"] == info.name)
-    test = released["test"]
-    save(plot_curves(runs), "learning-curves")
-    for name, figure in {"confusion": plot_confusion(test), "per-class": plot_per_class(test), "reliability": plot_reliability(test)}.items():
-        save(figure, name)
-    chosen = [[f"{run['run'][9:15]} {recipe(run)}" + (" (released)" if run is released else ""), run["arch"], start_of(run), size_of(run), f"{run['settings']['evaluation.size']} px", f"{run['valid']['n_correct']} of {run['valid']['n']}", f"{100 * run['valid_varied']['accuracy']:.1f} %, NLL {run['valid_varied']['nll']:.3f}" if "valid_varied" in run else "not measured", f"{run['test']['n_correct']} of {run['test']['n']}" if "test" in run else "not opened", f"{run['minutes']:.0f}"] for run in runs]
-    measured = [[label, f"{figures['n_correct']} of {figures['n']}", percent_with_interval(figures), f"{figures['macro_f1']:.4f}", f"{figures['ece']:.4f}", f"{figures['nll']:.4f}"]
-        for split in ("test", "valid") for label, figures in ((f"{split}, as published", info.classifier.metrics[split]), (f"{split}, without leaking images", info.classifier.metrics[split]["without_leaking"])) if figures]
-    mistakes = [[f"`{mistake['path']}`", mistake["target"], mistake["predicted"], f"{100 * mistake['probability']:.0f} %", SHOWN.get(mistake["path"], "")] for mistake in test["mistakes"]]
-    reasons = {reason: sum(one["reason"] == reason for one in results["exclusions"]) for reason in sorted({one["reason"] for one in results["exclusions"]})}
-    gate, photos = info.classifier.metrics.get("gate"), info.metrics.get("real_photographs")
-    bits = "Every figure is of the full network." if gate is None else (
-        f"What is released is a faster form of that network, in {'eight-bit integers' if info.classifier.bits == 8 else '32-bit numbers'}{', computed in bfloat16 where the processor can' if info.classifier.precision == 'bf16' else ''}. "
-        f"It passed a gate for that: {gate['n_right'][1]} of {gate['n_images']} validation images right ({gate['n_right'][0]} in full), {gate['varied_right'][1]} of {gate['n_varied']} varied ones ({gate['varied_right'][0]} in full), "
-        f"{gate['megabytes'][1]:.1f} MB instead of {gate['megabytes'][0]:.1f}, and {gate['milliseconds'][1]:.1f} ms instead of {gate['milliseconds'][0]:.1f} on one thread. On test it is right on {info.classifier.metrics['test']['n_correct']}, the full one on {test['n_correct']}.")
-    beyond = f"On {photos['photographs']} real photographs of tables and floors it finds and reads {percent_with_interval(photos)} of {photos['n']} cards. " if photos else ""
-    settings = [[f"`{name}`", f"`{value}`"] for name, value in released["settings"].items()]
-    text = (REPORTS / "template.md").read_text(encoding="utf-8")
-    filled = text.format(
-        arch=released["arch"], machine=released["machine"], precision=released["precision"], memory=f"{max(run['peak_memory_gb'] for run in runs if run is released or run['run'] in parents(released)):.1f}",
-        n_train=f"{results['counts']['train']:,}", n_kept=f"{released['data']['counts']['train']:,}", n_valid=results["counts"]["valid"], n_test=results["counts"]["test"], checksum=results["data_checksum"][:16],
-        runs=table(["run", "network", "starts from", "epochs", "judged at", "right on valid", "valid, varied as in training", "right on test", "minutes"], chosen),
-        measured=table(["images", "right", "accuracy (95 % interval)", "macro-F1", "calibration error", "NLL"], measured),
-        mistakes=table(["image", "label", "answer", "probability", "what it shows"], mistakes) if mistakes else "There is none.", seeds=told_by_seed(runs),
-        temperature=f"{info.classifier.temperature:.3f}", threshold=f"{info.classifier.thresholds['rejection']:.3f}", bits=bits, beyond=beyond,
-                left_out=", ".join(f"{count} {reason}" for reason, count in reasons.items()), n_left_out=len(results["exclusions"]), leaking_test=results["leaking"]["test"], leaking_valid=results["leaking"]["valid"],
-        one_image=f"{100 / results['counts']['test']:.2f}", audit=table(["finding", "count"], [[name.replace("_", " "), count] for name, count in audit.items()]),
-        settings=table(["setting", "value"], settings),
-    )
-    (REPORTS / "README.md").write_text(filled, encoding="utf-8", newline="\n")
+    check_results(results, info)
+    test = next(run for run in results["runs"] if run["run"] == info.classifier.run)["test"]
+    save(plot_curves(results["runs"]), "learning-curves")
+    save(plot_confusion(test), "confusion")
+    save(plot_per_class(test), "per-class")
+    save(plot_reliability(test), "reliability")
+    template = (REPORTS / "template.md").read_text(encoding="utf-8")
+    text = template.format(**report_text(results, info))
+    (REPORTS / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="+", metavar="RUN", help="names of finished runs under outputs/, to read results from; the released one is among them")
-    names = parser.parse_args().runs
-    if names:
-        released, outputs = read_bundle(released_bundle()), checkout() / "outputs"
-        if released.name in names:
-            earlier = parents({"settings": released.classifier.training["settings"]})
-            if len(earlier) > 1:
-                keep_record(outputs / earlier[0], "real_run.ipynb", f"# A run of the released network\n\n> The executed notebook of the first of the {len(earlier)} runs whose mean is the network that reads cards, {earlier[0]}: real images in, a tested bundle out.")
-                keep_record(outputs / released.name, "mean_run.ipynb", f"# The mean of the runs\n\n> The executed notebook that made and judged the network that reads cards, {released.name}, the mean of {len(earlier)} that differ in their seed.")
-            else:
-                keep_record(outputs / released.name, "real_run.ipynb", f"# The released run\n\n> The executed notebook of the run that made the network that reads cards, {released.name}: real images in, a tested bundle out.")
-        if released.detector and (outputs / released.detector.run).is_dir():
-            keep_record(outputs / released.detector.run, "detector_run.ipynb", f"# The detector's run\n\n> The executed notebook of the run that made the network that finds cards, {released.detector.run}: composed photographs in, corners out.")
-        RESULTS.write_text(json.dumps(collect(names), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_report(json.loads(RESULTS.read_text(encoding="utf-8")))
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN",
+                        help="finished runs under outputs/ to read results from, the released one among them")
+    parser.add_argument("--evaluated", action="store_true",
+                        help="read what card-classifier evaluate measured of the released bundle on test and on valid")
+    asked, released = parser.parse_args(), read_bundle(released_bundle())
+    results = earlier_results()
+    if asked.runs:
+        keep_records(released, asked.runs)
+        results |= collect_runs(asked.runs)
+    if asked.evaluated:
+        results["whole_way"] = collect_whole_way(released)
+    if asked.runs or asked.evaluated:
+        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(results)
     print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")

@@ -101,7 +101,9 @@ def test_every_name_with_a_letter_missing_is_recognised_as_its_card():
             assert understood == card, damaged
 
 
-@pytest.mark.parametrize("knight, queen", [("🂬", "queen of spades"), ("🂼", "queen of hearts"), ("🃌", "queen of diamonds")])
+@pytest.mark.parametrize(
+    "knight, queen", [("🂬", "queen of spades"), ("🂼", "queen of hearts"), ("🃌", "queen of diamonds")]
+)
 def test_knights_are_refused_by_name(knight, queen):
     with pytest.raises(CardNameError, match=f"knight of .* only tarot decks have; the nearest card is '{queen}'"):
         Card.parse(knight)

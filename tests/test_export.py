@@ -13,7 +13,15 @@ import timm
 import torch
 from torch import nn
 
-from card_classifier.bundle import CLASSIFIER, CLASSIFIER_FILE, BundleError, NetworkInfo, classifier_ports, read_bundle, softmax
+from card_classifier.bundle import (
+    CLASSIFIER,
+    CLASSIFIER_FILE,
+    BundleError,
+    NetworkInfo,
+    classifier_ports,
+    read_bundle,
+    softmax,
+)
 from card_classifier.settings import ExportSettings
 from card_classifier.training.classifier import calibrate, compare_classifiers
 from card_classifier.training.export import ExportError, Parity, check_parity, git, make_bundle, onnx_bytes
@@ -43,8 +51,14 @@ def exported(tmp_path_factory, images):
     targets = np.arange(106) % 53
     temperature, rejection = calibrate(6 * np.eye(53)[targets], targets, ExportSettings())
     described = NetworkInfo(
-        input_size=SIZE, mean=MEAN, std=STD, architecture="test_byobnet", temperature=temperature, run="test",
-        thresholds={"rejection": rejection, "whole_photo": 0.9}, metrics={"valid": {"accuracy": 1.0}},
+        input_size=SIZE,
+        mean=MEAN,
+        std=STD,
+        architecture="test_byobnet",
+        temperature=temperature,
+        run="test",
+        thresholds={"rejection": rejection, "whole_photo": 0.9},
+        metrics={"valid": {"accuracy": 1.0}},
     )
     content = onnx_bytes(network, classifier_ports(SIZE), MEAN, STD)
     data = {"name": "noise", "kind": "noise"}
@@ -80,7 +94,11 @@ def test_the_version_is_the_checksum_of_the_file(exported):
 def test_the_graph_is_clean(exported):
     content = (exported[1] / CLASSIFIER_FILE).read_bytes()
     model = onnx.load_from_string(content)
-    assert not [node.op_type for node in model.graph.node if node.op_type in ("BatchNormalization", "Shape", "Gather", "Range", "Identity", "Constant")]
+    assert not [
+        node.op_type
+        for node in model.graph.node
+        if node.op_type in ("BatchNormalization", "Shape", "Gather", "Range", "Identity", "Constant")
+    ]
     assert not model.functions
     for trace in (b".py", b"site-packages", b"/home", b"stack_trace", b"fx_node"):
         assert trace not in content
@@ -97,7 +115,12 @@ def test_another_process_writes_the_same_bytes(exported, tmp_path):
         network.load_state_dict(torch.load(sys.argv[1], weights_only=True))
         open(sys.argv[2], "wb").write(onnx_bytes(network, classifier_ports({SIZE}), {MEAN}, {STD}))
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path / "weights.pt", tmp_path / "again.onnx"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path / "weights.pt", tmp_path / "again.onnx"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     assert (tmp_path / "again.onnx").read_bytes() == (folder / CLASSIFIER_FILE).read_bytes()
 
 
@@ -114,7 +137,14 @@ def test_weights_that_are_not_numbers_are_caught(exported, images):
         check_parity(compare_classifiers(broken, exported[1], images), max_gap=0.01)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((2, 32, 32, 3), np.uint8), np.zeros((0, SIZE, SIZE, 3), np.uint8), np.zeros((2, SIZE, SIZE, 3), np.float32)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 32, 32, 3), np.uint8),
+        np.zeros((0, SIZE, SIZE, 3), np.uint8),
+        np.zeros((2, SIZE, SIZE, 3), np.float32),
+    ],
+)
 def test_unusable_images_are_refused(exported, wrong):
     with pytest.raises(ExportError, match="must be uint8"):
         compare_classifiers(exported[0], exported[1], wrong)

@@ -40,7 +40,8 @@ def test_ratios_do_not_depend_on_order_start_or_direction(first, second):
     for measure in (intersection_over_union, intersection_over_minimum):
         ratio = measure(first, second)
         assert -1e-9 <= ratio <= 1 + 1e-9
-        for one, other in ((second, first), (np.roll(first, 1, axis=0), second), (first, second[::-1]), (first[::-1], second)):
+        turned = np.roll(first, 1, axis=0)
+        for one, other in ((second, first), (turned, second), (first, second[::-1]), (first[::-1], second)):
             assert measure(one, other) == pytest.approx(ratio, abs=1e-6)
     assert intersection_over_union(first, second) <= intersection_over_minimum(first, second) + 1e-9
 

@@ -18,14 +18,32 @@ from PIL import Image
 
 from card_classifier.bundle import BundleError, CLASSIFIER_FILE, softmax, write_bundle
 from card_classifier.images import (
-    BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, NotAnImageError, UnreadableFileError,
+    BrokenImageError,
+    EmptyImageError,
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    UnreadableFileError,
     prepare_image,
 )
 from card_classifier.cards import CARDS, Card
 from card_classifier.recognition.answer import Prediction
 from card_classifier.recognition.predictor import BATCH_SIZE, Predictor
 
-NEVER_IN_SERVING = ["torch", "torchvision", "fastai", "timm", "wandb", "dvc", "pandas", "matplotlib", "cv2", "onnx", "fastcore", "gradio"]
+NEVER_IN_SERVING = [
+    "torch",
+    "torchvision",
+    "fastai",
+    "timm",
+    "wandb",
+    "dvc",
+    "pandas",
+    "matplotlib",
+    "cv2",
+    "onnx",
+    "fastcore",
+    "gradio",
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +67,11 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_importing_it_loads_neither_an_engine_nor_a_training_stack():
-    assert not loaded_after("import card_classifier.recognition.predictor") & {*NEVER_IN_SERVING, "openvino", "onnxruntime"}
+    assert not loaded_after("import card_classifier.recognition.predictor") & {
+        *NEVER_IN_SERVING,
+        "openvino",
+        "onnxruntime",
+    }
 
 
 def test_predicting_loads_only_the_engine(tiny_bundle):
@@ -58,7 +80,11 @@ def test_predicting_loads_only_the_engine(tiny_bundle):
         f"serving.Predictor({str(tiny_bundle)!r}).predict(numpy.zeros((9, 9, 3), 'uint8'))"
     )
     loaded = loaded_after(code)
-    assert "openvino" in loaded and not loaded & {"onnxruntime", "openvino_telemetry"} and not loaded & set(NEVER_IN_SERVING)
+    assert (
+        "openvino" in loaded
+        and not loaded & {"onnxruntime", "openvino_telemetry"}
+        and not loaded & set(NEVER_IN_SERVING)
+    )
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -80,7 +106,9 @@ def test_what_a_prediction_says(predictor, tiny_info):
     assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1)
     assert len({card for card, _ in prediction.top}) == len(CARDS)
     assert prediction.model_version == tiny_info.model_version
-    assert list(prediction.milliseconds) == ["decode", "detect", "classify"] and min(prediction.milliseconds.values()) >= 0
+    assert (
+        list(prediction.milliseconds) == ["decode", "detect", "classify"] and min(prediction.milliseconds.values()) >= 0
+    )
     assert "joker" in str(prediction) and "JKR" in prediction._repr_html_()
 
 
@@ -88,9 +116,20 @@ def test_a_prediction_is_json(predictor):
     for source in (colour_picture(3), Image.new("RGB", (16, 16), (42, 42, 127))):
         prediction = predictor.predict(source)
         content = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
-        assert list(content) == ["card", "probability", "top", "is_rejected", "rejection_reason", "cards", "model_version", "milliseconds"]
+        assert list(content) == [
+            "card",
+            "probability",
+            "top",
+            "is_rejected",
+            "rejection_reason",
+            "cards",
+            "model_version",
+            "milliseconds",
+        ]
         assert Card.parse(content["card"]) == prediction.card
-        assert [(Card.parse(item["card"]), item["probability"]) for item in content["top"]] == [tuple(one) for one in prediction.top]
+        assert [(Card.parse(item["card"]), item["probability"]) for item in content["top"]] == [
+            tuple(one) for one in prediction.top
+        ]
 
 
 def test_the_temperature_and_the_threshold_come_from_the_bundle(tiny_info, tmp_path):
@@ -163,7 +202,10 @@ def test_a_batch_reads_its_sources_in_chunks(predictor):
 
 @pytest.mark.parametrize("top_k", [0, -1, 54])
 def test_top_k_out_of_range(predictor, top_k):
-    for ask in (lambda: predictor.predict(colour_picture(1), top_k), lambda: predictor.predict_batch([colour_picture(1)], top_k)):
+    for ask in (
+        lambda: predictor.predict(colour_picture(1), top_k),
+        lambda: predictor.predict_batch([colour_picture(1)], top_k),
+    ):
         with pytest.raises(ValueError, match="top_k must be from 1 to 53"):
             ask()
 
@@ -181,7 +223,9 @@ def test_any_bytes_are_an_answer_or_an_image_error(predictor, content):
 
 def test_a_batch_agrees_with_its_images_alone(predictor):
     generator = np.random.default_rng(4)
-    images = [generator.integers(0, 256, (generator.integers(5, 50), 20, 3), np.uint8) for _ in range(2 * BATCH_SIZE + 3)]
+    images = [
+        generator.integers(0, 256, (generator.integers(5, 50), 20, 3), np.uint8) for _ in range(2 * BATCH_SIZE + 3)
+    ]
     together, alone = predictor.predict_batch(images), [predictor.predict(image) for image in images]
     for answer, single in zip(together, alone, strict=True):
         assert (answer.card, answer.is_rejected) == (single.card, single.is_rejected)
@@ -233,7 +277,9 @@ def test_a_network_that_is_not_ours_is_refused(tiny_info, tmp_path, model, words
 
 
 def test_a_network_that_answers_nonsense_is_refused(tiny_info, tmp_path):
-    predictor = Predictor(write_bundle(tmp_path / "bundle", tiny_info, {"classifier": colour_network(sharpness=float("nan"))}))
+    predictor = Predictor(
+        write_bundle(tmp_path / "bundle", tiny_info, {"classifier": colour_network(sharpness=float("nan"))})
+    )
     with pytest.raises(BundleError, match="not finite"):
         predictor.predict(colour_picture(1))
 

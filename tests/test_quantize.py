@@ -21,7 +21,10 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     "212 small pictures of rendered cards."
-    return ready_shards(DataSettings(source="deck", deck_train=2, deck_valid=1, deck_test=1, deck_size=SIZE), tmp_path_factory.mktemp("checkout"))
+    return ready_shards(
+        DataSettings(source="deck", deck_train=2, deck_valid=1, deck_test=1, deck_size=SIZE),
+        tmp_path_factory.mktemp("checkout"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,11 @@ def content() -> bytes:
     "A miniature network with random weights."
     torch.manual_seed(0)
     return onnx_bytes(
-        timm.create_model("test_byobnet", pretrained=False, num_classes=53).eval(), classifier_ports(SIZE), (0.5,) * 3, (0.25,) * 3)
+        timm.create_model("test_byobnet", pretrained=False, num_classes=53).eval(),
+        classifier_ports(SIZE),
+        (0.5,) * 3,
+        (0.25,) * 3,
+    )
 
 
 def opener(full: float, faster: float = 0):

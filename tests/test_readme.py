@@ -39,7 +39,7 @@ def test_a_link_that_leads_nowhere_is_an_error(link, reason):
         MODULE["for_readme"](f"![x]({link})", ROOT / "nbs")
 
 
-def test_front_matter_and_hidden_code_are_left_out_and_results_are_kept(tmp_path):
+def test_front_matter_and_hidden_code_are_left_out_and_results_are_kept(monkeypatch):
     result = nbformat.v4.new_output("display_data", {"text/markdown": "[card](model_card.ipynb)"})
     notebook = page(
         nbformat.v4.new_raw_cell("---\ntitle: raw\n---"),
@@ -50,10 +50,12 @@ def test_front_matter_and_hidden_code_are_left_out_and_results_are_kept(tmp_path
     file = ROOT / "nbs" / "front_page_of_a_test.ipynb"
     try:
         nbformat.write(notebook, file)
-        text = MODULE["readme"](file)
+        monkeypatch.setitem(MODULE["PAGES"], "TEST.md", "nbs/front_page_of_a_test.ipynb")
+        text = MODULE["page_text"]("TEST.md")
     finally:
         file.unlink(missing_ok=True)
-    assert text == f"{MODULE['NOTE']}\n\n# Name\n\n---\n\nText\n\n[card](nbs/model_card.ipynb)\n"
+    note = MODULE["NOTE"].format("nbs/front_page_of_a_test.ipynb")
+    assert text == f"{note}\n\n# Name\n\n---\n\nText\n\n[card](nbs/model_card.ipynb)\n"
 
 
 def test_every_file_that_the_readme_links_to_is_there():

@@ -143,7 +143,8 @@ def renderer_samples()->np.ndarray:
     styles = [random_style(seed, family) for family in ("train", "unseen") for seed in (1, 2, 3)]
     tiles = [render_face(CARDS[index], style, 40)[..., :3] for style in styles for index in (0, 20, 23, 34, 44, 52)]
     tiles += [render_back(style, 40)[..., :3] for style in styles]
-    tiles += [render_image(2, split, CARDS[index], 0, SAMPLE_SIZE) for split in ("train", "valid") for index in range(0, 53, 5)]
+    places = [(split, index) for split in ("train", "valid") for index in range(0, 53, 5)]
+    tiles += [render_image(2, split, CARDS[index], 0, SAMPLE_SIZE) for split, index in places]
     tiles.append(compose([rendered_deck(1)], np.random.default_rng(5), SAMPLE_SIZE, "row").image)
     sheet = np.zeros((5*SAMPLE_SIZE, 13*SAMPLE_SIZE, 3), np.uint8)
     for number, tile in enumerate(tiles):

@@ -13,7 +13,6 @@ import nbformat
 import pytest
 import yaml
 
-from card_classifier.bundle import read_bundle, released_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -190,23 +189,3 @@ def test_workflows_pass_actionlint(tmp_path):
         subprocess.run([tool, ".github/workflows/*.yml"], cwd=tmp_path, capture_output=True, check=False).returncode
         != 0
     ), "the linter finds what is wrong"
-
-
-def test_pages_about_the_released_model_are_about_the_released_model():
-    released = read_bundle(released_bundle())
-    runs = [run for run in released.classifier.training["settings"]["model.start_from"].split("+") if run]
-    records = (
-        {"logbook/mean_run": released.name, "logbook/real_run": runs[0]}
-        if len(runs) > 1
-        else {"logbook/real_run": released.name}
-    )
-    for name, told in {
-        "model_card": released.model_version,
-        "studies/photos": released.model_version,
-        "studies/robustness": released.model_version,
-        **records,
-    }.items():
-        text = (ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert told in text, f"{name} tells of another model: make quality, make report, and run model_card again"
-    assert released.metrics.keys() >= {"real_photographs", "composed_photographs", "no_card"}, "make quality"
-    assert released.classifier.metrics.keys() >= {"test", "valid", "robustness"}, "make quality"

@@ -1,4 +1,5 @@
 "Training runs as processes: killed, resumed, repeated, and compared with what serves."
+
 import json
 import os
 import shutil
@@ -15,8 +16,19 @@ from conftest import colour_picture
 from card_classifier.settings import checkout, load_settings
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
-TINY = ["--experiment", "quick", "data.deck_train=6", "data.deck_valid=1", "data.deck_test=1", "data.deck_size=64",
-    "train.size=64", "evaluation.size=64", "train.epochs=4", "train.threads=1", "tracking.wandb=offline"]
+TINY = [
+    "--experiment",
+    "quick",
+    "data.deck_train=6",
+    "data.deck_valid=1",
+    "data.deck_test=1",
+    "data.deck_size=64",
+    "train.size=64",
+    "evaluation.size=64",
+    "train.epochs=4",
+    "train.threads=1",
+    "tracking.wandb=offline",
+]
 
 
 def runs() -> set[Path]:
@@ -27,7 +39,13 @@ def runs() -> set[Path]:
 def start(*arguments: str) -> tuple[subprocess.Popen, Path]:
     "Starts a run and waits until its folder is there."
     before = runs()
-    process = subprocess.Popen([COMMAND, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [COMMAND, "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while not (new := runs() - before):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
@@ -61,7 +79,12 @@ def numbers(run: Path) -> dict:
     "What a run measured, without what a clock or the run's name decides."
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     history = [{name: value for name, value in row.items() if name != "seconds"} for row in metrics["history"]]
-    return {"history": history, "temperature": metrics["temperature"], "valid": metrics["valid"], "test": metrics["test"]}
+    return {
+        "history": history,
+        "temperature": metrics["temperature"],
+        "valid": metrics["valid"],
+        "test": metrics["test"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +97,15 @@ def uninterrupted() -> Path:
 
 
 def test_a_run_keeps_its_record(uninterrupted):
-    for name in ("train.ipynb", "metrics.json", "settings.yaml", "bundle/bundle.json", "bundle/classifier.onnx", "figures/confusion.png", "figures/learning-curves.png"):
+    for name in (
+        "train.ipynb",
+        "metrics.json",
+        "settings.yaml",
+        "bundle/bundle.json",
+        "bundle/classifier.onnx",
+        "figures/confusion.png",
+        "figures/learning-curves.png",
+    ):
         assert (uninterrupted / name).is_file(), name
     assert list((uninterrupted / "wandb").glob("offline-run-*")), "without a key, W&B writes to the run's folder"
     assert load_settings(uninterrupted).train.epochs == 4
@@ -92,7 +123,11 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(uninterrupted):
     assert not (run / "metrics.json").exists()
     if len(kept) > 1:  # the newest is cut in half too: the one before it is used
         kept[-1].write_bytes(kept[-1].read_bytes()[:1000])
-    finish(subprocess.Popen([COMMAND, "train", "--resume", run.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    finish(
+        subprocess.Popen(
+            [COMMAND, "train", "--resume", run.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    )
     assert numbers(run) == numbers(uninterrupted)
 
 
@@ -124,9 +159,11 @@ def test_the_mean_of_runs_is_judged_without_training(uninterrupted):
 
 def test_serving_answers_as_training_did(uninterrupted, tmp_path):
     "Training evaluates with torch on cached pixels; this goes through the bundle, the predictor and the JPEG bytes."
-    result = subprocess.run([COMMAND, "evaluate", uninterrupted.name, "--to", str(tmp_path)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [COMMAND, "evaluate", uninterrupted.name, "--to", str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
-    served = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["test"]
+    served = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["classifier"]
     trained = numbers(uninterrupted)["test"]
     assert served["confusion"] == trained["confusion"]
     assert served["nll"] == pytest.approx(trained["nll"], abs=1e-3)
@@ -142,21 +179,52 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_batch_in_the_message():
 
 
 def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, tmp_path):
-    process, run = start("--experiment", "quick_detector", "scenes.n_train=32", "scenes.n_valid=8", "train.epochs=1", "tracking.wandb=disabled")
+    process, run = start(
+        "--experiment",
+        "quick_detector",
+        "scenes.n_train=32",
+        "scenes.n_valid=8",
+        "train.epochs=1",
+        "tracking.wandb=disabled",
+    )
     try:
         said = finish(process)
-        assert "corners off on scenes" in said and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in said
+        assert (
+            "corners off on scenes" in said and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in said
+        )
         bundle = tmp_path / "with-detector"
-        subprocess.run([COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--threshold", "0.3", "--to", str(bundle)], check=True, capture_output=True)
+        subprocess.run(
+            [COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--threshold", "0.3", "--to", str(bundle)],
+            check=True,
+            capture_output=True,
+        )
         assert {"classifier.onnx", "detector.onnx", "bundle.json"} == {file.name for file in bundle.iterdir()}
         detector = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["networks"]["detector"]
         assert (detector["run"], detector["thresholds"]) == (run.name, {"detection": 0.3})
-        assert detector["metrics"]["valid"]["recall"]["n"] > 0 and detector["training"]["settings"]["scenes.n_train"] == 32
-        alone = subprocess.run([COMMAND, "predict", str(tmp_path), "--bundle", run.name], check=False, capture_output=True, text=True)
-        assert alone.returncode == 2 and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in alone.stderr
+        assert (
+            detector["metrics"]["valid"]["recall"]["n"] > 0 and detector["training"]["settings"]["scenes.n_train"] == 32
+        )
         colour_picture(7, size=(300, 200)).save(tmp_path / "photo.png")
-        answer = subprocess.run([COMMAND, "predict", str(tmp_path / "photo.png"), "--bundle", str(bundle), "--json"], check=True, capture_output=True, text=True)
+        alone = subprocess.run(
+            [COMMAND, "predict", str(tmp_path / "photo.png"), "--bundle", run.name],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert alone.returncode == 2 and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in alone.stderr
+        answer = subprocess.run(
+            [COMMAND, "predict", str(tmp_path / "photo.png"), "--bundle", str(bundle), "--json"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         assert json.loads(answer.stdout)["cards"]
-        refused = subprocess.run([COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--int8", "--to", str(bundle)], check=False, capture_output=True, text=True)
+        refused = subprocess.run(
+            [COMMAND, "export", str(tiny_bundle), "--detector", run.name, "--int8", "--to", str(bundle)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         assert refused.returncode == 2 and "trained on" in refused.stderr
-    finally: shutil.rmtree(run, ignore_errors=True)
+    finally:
+        shutil.rmtree(run, ignore_errors=True)

@@ -6,7 +6,7 @@
 __all__ = ['UNIT', 'N_NUMBERS', 'MIN_VISIBLE', 'MIN_IGNORED', 'STRETCHED', 'N_UNSEEN', 'VALID_SEED', 'MAX_SCORE_GAP',
            'MAX_CORNER_GAP', 'N_COMPARED', 'encode_corners', 'half_diagonal', 'decode_corners', 'middle_of',
            'make_target', 'Block', 'Neck', 'CardDetector', 'create_detector', 'detector_loss', 'corner_error',
-           'into_square', 'SceneLoader', 'find_peaks', 'scene_row', 'Detector', 'plot_scenes', 'answers_on',
+           'into_square', 'SceneLoader', 'plot_scenes', 'find_peaks', 'scene_row', 'Detector', 'answers_on',
            'ScoresAndCorners']
 
 # %% ../../nbs/training/07_detector.ipynb #946f9f02
@@ -297,6 +297,18 @@ def scene(self:SceneLoader,
     scene = Scene(scene.image, scene.cards, scene.corners, visible)
     return into_square(scene, self.size, generator.random() < STRETCHED)
 
+# %% ../../nbs/training/07_detector.ipynb #a03d86e3
+def plot_scenes(
+    scenes:Sequence[Scene],
+    found:Sequence[np.ndarray], # Corners to draw into each, shape (n, 4, 2)
+)->Any:                         # A matplotlib Figure
+    "Scenes with outlined cards."
+    figure = new_figure(12, 6.2)
+    for scene, corners, axis in zip(scenes, found, figure.subplots(3, 6).flat, strict=False):
+        axis.imshow(draw_corners(scene.image, corners))
+        axis.axis("off")
+    return figure
+
 # %% ../../nbs/training/07_detector.ipynb #ec45c26a
 def find_peaks(
     scores:torch.Tensor,  # Shape (h, w)
@@ -389,18 +401,6 @@ def plot_batch(self:Detector,
     "Scenes of training, with the cards that are to be found."
     scenes = [loader.create_item(index)[1] for index in range(18)]
     return plot_scenes(scenes, [scene.corners[scene.visible >= MIN_VISIBLE] for scene in scenes])
-
-# %% ../../nbs/training/07_detector.ipynb #a03d86e3
-def plot_scenes(
-    scenes:Sequence[Scene],
-    found:Sequence[np.ndarray], # Corners to draw into each, shape (n, 4, 2)
-)->Any:                         # A matplotlib Figure
-    "Scenes with outlined cards."
-    figure = new_figure(12, 6.2)
-    for scene, corners, axis in zip(scenes, found, figure.subplots(3, 6).flat, strict=False):
-        axis.imshow(draw_corners(scene.image, corners))
-        axis.axis("off")
-    return figure
 
 # %% ../../nbs/training/07_detector.ipynb #bb435e8c
 @torch.inference_mode()
