@@ -54,7 +54,9 @@ DISGUISES = {
 
 @pytest.mark.parametrize("disguise", DISGUISES)
 def test_a_test_image_is_found_in_training_however_it_was_changed(tmp_path, disguise):
-    found = audited(tmp_path, {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of hearts/900.jpg": DISGUISES[disguise]})
+    found = audited(
+        tmp_path, {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of hearts/900.jpg": DISGUISES[disguise]}
+    )
     assert [(item.path, item.reason) for item in found.exclusions] == [("train/queen of hearts/900.jpg", "repeats")]
     assert found.leaking == ["test/queen of hearts/900.jpg"]
     assert found.contradictions == []
@@ -62,37 +64,54 @@ def test_a_test_image_is_found_in_training_however_it_was_changed(tmp_path, disg
 
 @pytest.mark.parametrize("disguise", ["saved again", "smaller", "turned", "a warmer light"])
 def test_one_picture_under_two_labels_excludes_both(tmp_path, disguise):
-    found = audited(tmp_path, {"train/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of spades/900.jpg": DISGUISES[disguise]})
+    found = audited(
+        tmp_path, {"train/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of spades/900.jpg": DISGUISES[disguise]}
+    )
     assert {(item.path, item.reason) for item in found.exclusions} == {
         ("train/queen of hearts/900.jpg", "contradicts"), ("train/queen of spades/900.jpg", "contradicts")}
 
 
 def test_another_crop_under_another_label_is_listed_but_excludes_nothing(tmp_path):
     planted = {"train/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of spades/900.jpg": DISGUISES["cropped"]}
-    found = audited(tmp_path, planted)  # one patch alone cannot tell another crop from another pip: people look at these
+    found = audited(tmp_path, planted)
+    # One patch alone cannot tell another crop from another pip: people look at these
     assert [{pair.first, pair.second} for pair in found.look_alikes] == [set(planted)]
     assert found.exclusions == []
 
 
 def test_a_contradiction_with_a_test_image_excludes_the_training_image_only(tmp_path):
-    found = audited(tmp_path, {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of spades/900.jpg": jpeg(QUEEN, 50)})
+    found = audited(
+        tmp_path, {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of spades/900.jpg": jpeg(QUEEN, 50)}
+    )
     assert [(item.path, item.reason, item.other) for item in found.exclusions] == [
         ("train/queen of spades/900.jpg", "contradicts", "test/queen of hearts/900.jpg")]
     assert found.leaking == ["test/queen of hearts/900.jpg"]
 
 
-@pytest.mark.parametrize(("first", "second"), [
-    ("three of spades", "three of clubs"), ("nine of hearts", "nine of diamonds"), ("eight of hearts", "seven of hearts"),
-    ("queen of hearts", "queen of diamonds"), ("ace of spades", "king of spades")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("three of spades", "three of clubs"),
+        ("nine of hearts", "nine of diamonds"),
+        ("eight of hearts", "seven of hearts"),
+        ("queen of hearts", "queen of diamonds"),
+        ("ace of spades", "king of spades"),
+    ],
+)
 def test_two_cards_of_one_deck_are_no_contradiction(tmp_path, first, second):
-    found = audited(tmp_path, {f"train/{first}/900.jpg": jpeg(card(first)), f"test/{second}/900.jpg": jpeg(card(second))})
+    found = audited(
+        tmp_path, {f"train/{first}/900.jpg": jpeg(card(first)), f"test/{second}/900.jpg": jpeg(card(second))}
+    )
     assert found.contradictions == []
     assert found.exclusions == []
 
 
 def test_identical_files_within_training_are_reported_and_kept(tmp_path):
     found = audited(tmp_path, {f"train/queen of hearts/90{number}.jpg": jpeg(QUEEN) for number in range(3)})
-    assert [(pair.first[-7:], pair.second[-7:]) for pair in found.exact_duplicates] == [("900.jpg", "901.jpg"), ("900.jpg", "902.jpg")]
+    assert [(pair.first[-7:], pair.second[-7:]) for pair in found.exact_duplicates] == [
+        ("900.jpg", "901.jpg"),
+        ("900.jpg", "902.jpg"),
+    ]
     assert found.exclusions == []
 
 
@@ -140,12 +159,25 @@ def test_no_pair_is_lost_between_blocks():
 
 
 def test_threads_and_processors_do_not_change_the_result(tmp_path):
-    write_files(tmp_path, tiny_files(2) | {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of hearts/900.jpg": DISGUISES["cropped"]})
-    code = ("import json, sys; from card_classifier.data.layout import scan_folder; from card_classifier.data.audit import audit, audit_to_dict\n"
-            "print(json.dumps(audit_to_dict(audit(scan_folder(sys.argv[1])))))")
+    write_files(
+        tmp_path,
+        tiny_files(2)
+        | {"test/queen of hearts/900.jpg": jpeg(QUEEN), "train/queen of hearts/900.jpg": DISGUISES["cropped"]},
+    )
+    code = (
+        "import json, sys; from card_classifier.data.layout import scan_folder\n"
+        "from card_classifier.data.audit import audit, audit_to_dict\n"
+        "print(json.dumps(audit_to_dict(audit(scan_folder(sys.argv[1])))))"
+    )
     results = []
-    for extra in ({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": "4"}, {"OPENBLAS_CORETYPE": "Haswell"}):
-        done = subprocess.run([sys.executable, "-c", code, tmp_path], env=os.environ | extra, capture_output=True, text=True, check=True)
+    for extra in (
+        {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        {"OPENBLAS_NUM_THREADS": "4"},
+        {"OPENBLAS_CORETYPE": "Haswell"},
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], env=os.environ | extra, capture_output=True, text=True, check=True
+        )
         results.append(json.loads(done.stdout))
     assert results[0] == results[1] == results[2]
     assert len(results[0]["exclusions"]) == 1

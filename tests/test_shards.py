@@ -65,18 +65,36 @@ def test_every_machine_makes_the_same_bytes(tmp_path):
     files = tiny_files(2) | {"train/joker/901.jpg": b"no image", "notes.h5": b"a stray"}
     files["train/joker/902.jpg"] = files["test/joker/001.jpg"]
     results = []
-    for number, (environment, umask) in enumerate([
+    for number, (environment, umask) in enumerate(
+        [
             ({"TZ": "UTC", "LC_ALL": "C", "PYTHONHASHSEED": "0"}, 0o022),
             ({"TZ": "Asia/Kathmandu", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "1"}, 0o077),
-            ({"TZ": "America/St_Johns", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "2", "PYTHONUTF8": "0", "OPENBLAS_NUM_THREADS": "4"}, 0)]):
+            (
+                {
+                    "TZ": "America/St_Johns",
+                    "LANG": "tr_TR.UTF-8",
+                    "PYTHONHASHSEED": "2",
+                    "PYTHONUTF8": "0",
+                    "OPENBLAS_NUM_THREADS": "4",
+                },
+                0,
+            ),
+        ]
+    ):
         source = write_files(tmp_path / str(number) / "raw", files, shuffle=number)
         for age, file in enumerate(source.rglob("*.jpg")):
             os.utime(file, (age * 1000 * number, age * 1000 * number))
         if number == 2:
             source = write_zip(tmp_path / "2" / "raw.zip", dict(sorted(files.items(), reverse=True)))
         folder = tmp_path / str(number) / "data"
-        subprocess.run([sys.executable, "-c", PREPARE, source, folder], env=os.environ | environment, check=True, capture_output=True,
-                       cwd=tmp_path / str(number), umask=umask if os.name == "posix" else -1)
+        subprocess.run(
+            [sys.executable, "-c", PREPARE, source, folder],
+            env=os.environ | environment,
+            check=True,
+            capture_output=True,
+            cwd=tmp_path / str(number),
+            umask=umask if os.name == "posix" else -1,
+        )
         results.append(checksums(folder))
     assert results[0] == results[1] == results[2]
     assert set(results[0]) == {"train-000.tar", "valid-000.tar", "test-000.tar", "exclusions.csv", "dataset.json"}
@@ -99,7 +117,14 @@ def test_other_raw_data_replaces_the_shards_and_leaves_nothing_behind(raw, right
     (tmp_path / "data" / "notes.txt").write_text("mine")
     small = prepare(scan_folder(write_files(tmp_path / "raw", tiny_files(1))), tmp_path / "data")
     assert small.counts == {"train": 53, "valid": 53, "test": 53}
-    assert set(checksums(small.folder)) == {"train-000.tar", "valid-000.tar", "test-000.tar", "exclusions.csv", "dataset.json", "notes.txt"}
+    assert set(checksums(small.folder)) == {
+        "train-000.tar",
+        "valid-000.tar",
+        "test-000.tar",
+        "exclusions.csv",
+        "dataset.json",
+        "notes.txt",
+    }
     assert prepare(scan_folder(raw), tmp_path / "data").checksum == open_shards(right).checksum
 
 
@@ -123,9 +148,17 @@ def test_a_limit_on_file_size_is_explained(raw, right, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     shutil.copy(right / "train-000.tar", folder)
-    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}  # coverage could not write its own file
-    failed = subprocess.run([sys.executable, "-c", PREPARE, raw, folder], capture_output=True, text=True, check=False, env=unmeasured,
-                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    unmeasured = {
+        name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")
+    }  # coverage could not write its own file
+    failed = subprocess.run(
+        [sys.executable, "-c", PREPARE, raw, folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=unmeasured,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
     assert_full_disk_is_survived(folder, right, failed)
     assert prepare(scan_folder(raw), folder).checksum == open_shards(right).checksum
     assert checksums(folder) == checksums(right)
@@ -157,7 +190,9 @@ def test_a_full_disk_is_explained_and_the_next_run_goes_on(raw, right, small_dis
 @pytest.mark.parametrize("stage", ["looking at images", "writing shards"])
 def test_kill_in_the_middle_then_again_equals_undisturbed(raw, right, tmp_path, stage):
     folder = tmp_path / "data"
-    process = subprocess.Popen([sys.executable, "-c", STOP_AT, raw, folder, stage, tmp_path / "never"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOP_AT, raw, folder, stage, tmp_path / "never"], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "stopped\n"
     process.kill()
     process.wait()
@@ -169,9 +204,13 @@ def test_kill_in_the_middle_then_again_equals_undisturbed(raw, right, tmp_path, 
 
 def test_two_at_once_wait_for_each_other(raw, right, tmp_path):
     folder, go = tmp_path / "data", tmp_path / "go"
-    first = subprocess.Popen([sys.executable, "-c", STOP_AT, raw, folder, "writing shards", go], stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", STOP_AT, raw, folder, "writing shards", go], stdout=subprocess.PIPE, text=True
+    )
     assert first.stdout.readline() == "stopped\n"
-    second = subprocess.Popen([sys.executable, "-c", PREPARE, raw, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    second = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, raw, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert second.stderr.readline() == f"another process is preparing data in {folder}: waiting until it is done\n"
     assert second.poll() is None
     go.touch()
@@ -195,9 +234,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         prepare(scan_folder(raw), tmp_path / "file" / "data")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "cannot be read"), (b"[]", "cannot be read"), (b'{"format": 99}', "format 99, this version reads 1"),
-    (b'{"format": 1}', "its classes are not the 53"), (b'{"format": 1, "class_names": ["ace"]}', "its classes are not the 53"), (b"\xff\xfe", "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"[]", "cannot be read"),
+        (b'{"format": 99}', "format 99, this version reads 1"),
+        (b'{"format": 1}', "its classes are not the 53"),
+        (b'{"format": 1, "class_names": ["ace"]}', "its classes are not the 53"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
 def test_a_broken_description_is_explained(tmp_path, content, message):
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(ShardError, match=message) as error:
@@ -210,7 +257,9 @@ def test_a_broken_description_is_explained(tmp_path, content, message):
 
 def run(*command: str|Path, cwd: Path) -> str:
     "The output of a command that must succeed."
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"DVC_NO_ANALYTICS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -234,7 +283,10 @@ def test_dvc_agrees_in_another_clone_and_is_never_overwritten(tmp_path):
     assert "no shards yet" in dvc_status(there / "data")
     prepare(scan_folder(raw), there / "data")
     assert dvc_status(there / "data") == "data/ and data.dvc agree"
-    assert run(sys.executable, "-m", "dvc", "status", "data.dvc", cwd=there).strip() == "Data and pipelines are up to date."
+    assert (
+        run(sys.executable, "-m", "dvc", "status", "data.dvc", cwd=there).strip()
+        == "Data and pipelines are up to date."
+    )
     (raw / "train/joker/001.jpg").write_bytes((raw / "valid/joker/001.jpg").read_bytes())
     prepare(scan_folder(raw), there / "data")
     assert dvc_status(there / "data").startswith("data/ differs from data.dvc, which was left as it is: `dvc add data`")
@@ -249,7 +301,9 @@ def test_dvc_that_cannot_work_is_no_crash(tmp_path):
 
 # ---------------------------------------------------------------------------------------- real data
 
-@pytest.mark.skipif(not os.environ.get("CARD_CLASSIFIER_DATA"), reason="CARD_CLASSIFIER_DATA is not set: needs the real data set")
+@pytest.mark.skipif(
+    not os.environ.get("CARD_CLASSIFIER_DATA"), reason="CARD_CLASSIFIER_DATA is not set: needs the real data set"
+)
 def test_the_real_data_set_gives_the_pinned_checksum_and_the_known_audit(tmp_path):
     data_set = find_source(None, tmp_path / "raw")
     assert data_set.name == "cards-image-datasetclassification"

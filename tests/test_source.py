@@ -36,7 +36,9 @@ def names_in(folder: Path) -> set[str]:
 def test_zip_and_folder_hold_the_same_images(tmp_path):
     folder = scan_folder(write_files(tmp_path / "raw", FILES, shuffle=3))
     flat = find_source(write_zip(tmp_path / "flat.zip", FILES, zipfile.ZIP_DEFLATED), tmp_path / "work")
-    nested = find_source(write_zip(tmp_path / "nested.zip", {f"archive/{k}": v for k, v in FILES.items()}), tmp_path / "work")
+    nested = find_source(
+        write_zip(tmp_path / "nested.zip", {f"archive/{k}": v for k, v in FILES.items()}), tmp_path / "work"
+    )
     for data_set in (flat, nested):
         assert [image.path for image in data_set.images] == [image.path for image in folder.images] == sorted(FILES)
         assert all(image.read() == FILES[image.path] for image in data_set.images)
@@ -71,9 +73,19 @@ def test_what_is_no_zip_is_refused(tmp_path, content):
     assert f"({len(content):,} bytes" in one_line(error)
 
 
-@pytest.mark.parametrize("name", [
-    "../../train/joker/x.jpg", "train/../../x.jpg", "/train/joker/x.jpg", "C:/train/joker/x.jpg", "..\\train\\joker\\x.jpg",
-    "train/joker/..", "C:x.jpg", "\\\\server\\train\\x.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../train/joker/x.jpg",
+        "train/../../x.jpg",
+        "/train/joker/x.jpg",
+        "C:/train/joker/x.jpg",
+        "..\\train\\joker\\x.jpg",
+        "train/joker/..",
+        "C:x.jpg",
+        "\\\\server\\train\\x.jpg",
+    ],
+)
 def test_no_member_leaves_the_folder(tmp_path, name):
     hostile = write_zip(tmp_path / "hostile.zip", FILES)
     with zipfile.ZipFile(hostile, "a") as archive:
@@ -130,7 +142,11 @@ def test_a_member_that_lies_about_its_size_is_cut_off(tmp_path):
 
 
 def test_strays_in_a_zip_are_listed_and_not_unpacked(tmp_path):
-    strays = {"14card types-14-(200 X 200)-94.61.h5": bytes(1000), "__MACOSX/train/joker/._001.jpg": b"x", "notes.txt": b"x"}
+    strays = {
+        "14card types-14-(200 X 200)-94.61.h5": bytes(1000),
+        "__MACOSX/train/joker/._001.jpg": b"x",
+        "notes.txt": b"x",
+    }
     data_set = find_source(write_zip(tmp_path / "cards.zip", FILES | strays), tmp_path / "work")
     assert data_set.strays == sorted(strays)
     assert names_in(data_set.root) == set(FILES)
@@ -149,7 +165,9 @@ extract_zip(sys.argv[1], sys.argv[2], progress)
 
 def test_unpacking_goes_on_after_kill(tmp_path):
     zip_file, folder = write_zip(tmp_path / "cards.zip", FILES), tmp_path / "work"
-    process = subprocess.Popen([sys.executable, "-c", UNPACK_SLOWLY, zip_file, folder], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", UNPACK_SLOWLY, zip_file, folder], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "half\n"
     process.kill()
     process.wait()
@@ -200,7 +218,8 @@ def test_csv_of_every_kind_is_reported_and_never_fatal(tmp_path):
     path = "train/joker/001.jpg"
     cases = {
         f"class index,filepaths,labels\n0,{path},ace of clubs\n": f"cards.csv labels '{path}' as 'ace of clubs'",
-        "class index,filepaths,labels\n0,train/joker/999.jpg,joker\n": "cards.csv names 'train/joker/999.jpg', which does not exist",
+        "class index,filepaths,labels\n0,train/joker/999.jpg,joker\n":
+            "cards.csv names 'train/joker/999.jpg', which does not exist",
         "": f"cards.csv does not name '{path}'",
         "one,two\n": f"cards.csv does not name '{path}'",
     }
@@ -254,12 +273,19 @@ def test_the_variable_names_the_source(tmp_path, monkeypatch):
 
 def test_without_a_network_kaggle_fails_in_one_line(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "CARD_CLASSIFIER_DATA"}
-    environment |= {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": "",
-                    "KAGGLEHUB_CACHE": str(tmp_path)}
+    environment |= {
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "NO_PROXY": "",
+        "no_proxy": "",
+        "KAGGLEHUB_CACHE": str(tmp_path),
+    }
     code = ("from card_classifier.data.layout import SourceError\nfrom card_classifier.data.source import find_source\n"
             "try: find_source()\nexcept SourceError as error: print(error)")
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
     message = done.stdout.strip().splitlines()[-1]
     assert message.startswith("Kaggle could not be reached (")
     assert "set CARD_CLASSIFIER_DATA" in message
@@ -268,7 +294,10 @@ def test_without_a_network_kaggle_fails_in_one_line(tmp_path):
 
 
 def test_importing_the_data_modules_stays_light():
-    code = ("import sys, card_classifier.data.source, card_classifier.data.audit, card_classifier.data.shards\n"
-            "print([name for name in ('torch', 'fastai', 'pandas', 'matplotlib', 'cv2', 'dvc', 'filelock') if name in sys.modules])")
+    code = (
+        "import sys, card_classifier.data.cache, card_classifier.data.source, card_classifier.data.shards\n"
+        "heavy = ('torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'cv2', 'dvc', 'filelock')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -62,7 +62,9 @@ def test_single_images_are_divided_as_asked_for(n_images, valid_fraction, test_f
     assert "train" in splits
 
 
-@given(st.sets(st.sampled_from("abcdefgh")), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("abcdefgh"))))
+@given(
+    st.sets(st.sampled_from("abcdefgh")), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("abcdefgh")))
+)
 def test_groups_are_what_pairs_connect(paths, connected):
     repeats = [Pair(*sorted(pair), 1.0, 0.0) for pair in connected if pair[0] != pair[1]]
     groups = picture_groups(sorted(paths), repeats)
@@ -107,7 +109,9 @@ def test_repeats_stay_together_and_nothing_leaks(tmp_path):
     assert {item.path for item in shards.exclusions} == {"train/joker/98.jpg", "train/ace of clubs/02.jpg"}
     assert [item["path"] for item in shards.description["audit"]["corrupt"]] == ["train/joker/97.jpg"]
     assert sum(shards.counts.values()) == len(files) - 1
-    where = {sample.path.split("/", 1)[1]: split for split in SPLITS for sample in shards.samples(split, with_excluded=True)}
+    where = {
+        sample.path.split("/", 1)[1]: split for split in SPLITS for sample in shards.samples(split, with_excluded=True)
+    }
     assert all(where[f"{name}/98.jpg"] == where[f"{name}/00.jpg"] for name in CLASS_NAMES[:20])
 
 
@@ -143,7 +147,9 @@ def test_too_few_different_pictures_name_the_class(tmp_path):
 
 
 def test_one_split_of_a_data_set_is_not_split_again(tmp_path):
-    root = write_files(tmp_path / "cards", {f"{split}/{path}": content for split in SPLITS for path, content in FILES.items()})
+    root = write_files(
+        tmp_path / "cards", {f"{split}/{path}": content for split in SPLITS for path, content in FILES.items()}
+    )
     for split in SPLITS:
         with pytest.raises(SourceError, match="no `train` folder in it; name the folder that holds train/"):
             scan_folder(root / split)
@@ -158,12 +164,25 @@ def test_class_folders_in_another_spelling_are_named(tmp_path):
 
 def test_other_machines_split_alike(tmp_path):
     write_files(tmp_path / "raw", FILES)
-    code = ("import sys; from card_classifier.data.shards import prepare; from card_classifier.data.layout import scan_folder\n"
-            "print(prepare(scan_folder(sys.argv[1]), sys.argv[2]).checksum)")
+    code = (
+        "import sys; from card_classifier.data.layout import scan_folder\n"
+        "from card_classifier.data.shards import prepare\n"
+        "print(prepare(scan_folder(sys.argv[1]), sys.argv[2]).checksum)"
+    )
     checksums = set()
-    for number, environment in enumerate(({"PYTHONHASHSEED": "0", "LC_ALL": "C"}, {"PYTHONHASHSEED": "9", "OPENBLAS_NUM_THREADS": "1"})):
-        done = subprocess.run([sys.executable, "-c", code, tmp_path / "raw", tmp_path / f"data-{number}"], env=os.environ | environment,
-                              capture_output=True, text=True, check=True)
+    for number, environment in enumerate(
+        ({"PYTHONHASHSEED": "0", "LC_ALL": "C"}, {"PYTHONHASHSEED": "9", "OPENBLAS_NUM_THREADS": "1"})
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "raw", tmp_path / f"data-{number}"],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         checksums.add(done.stdout.strip())
     assert len(checksums) == 1
-    assert Path(tmp_path / "data-0" / "train-000.tar").read_bytes() == Path(tmp_path / "data-1" / "train-000.tar").read_bytes()
+    assert (
+        Path(tmp_path / "data-0" / "train-000.tar").read_bytes()
+        == Path(tmp_path / "data-1" / "train-000.tar").read_bytes()
+    )
