@@ -52,9 +52,9 @@ train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Ka
 	card-classifier data prepare
 	card-classifier train --experiment cpu
 
-check: setup ruff export-check contracts docs-changed ## What to run while editing, in about a minute
+check: setup ruff export-check contracts rhythm docs-changed ## What to run while editing, in about a minute
 
-test: setup lint export-check contracts docs-check notebooks pytest coverage ## All checks
+test: setup lint export-check contracts rhythm docs-check notebooks pytest coverage ## All checks
 
 lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
 	zizmor --offline --quiet .github/workflows

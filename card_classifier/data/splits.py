@@ -84,9 +84,9 @@ def split_class(
     "Divides the images of one class. Raises `SourceError` when there are too few different ones."
     if len(groups) < len(SPLITS):
         n_images = sum(map(len, groups))
-        raise SourceError(f"{name}: {n_images} readable images, but only {len(groups)} different ones; each class needs "
-                          f"at least {len(SPLITS)}, one for each split: add some, or make train/, valid/ and test/ "
-                          "yourself")
+        raise SourceError(f"{name}: {n_images} readable images, but only {len(groups)} different ones; "
+                          f"each class needs at least {len(SPLITS)}, one for each split: add some, "
+                          "or make train/, valid/ and test/ yourself")
     order = sorted(groups, key=lambda group: turn_of([checksums[path] for path in group], settings.split_seed))
     return assign_groups(order, split_sizes(sum(map(len, groups)), settings))
 

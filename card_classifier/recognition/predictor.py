@@ -219,6 +219,7 @@ def conclude(
     prediction = make_prediction(logits, [crop.corners for crop in crops], bundle.info, top_k, one.milliseconds, photo)
     return Examined(prediction, crops[0].image, logits[0])
 
+# %% ../../nbs/recognition/04_predictor.ipynb #f4d19a63
 def examine(
     bundle:OpenBundle,         # Whose networks answer
     sources:list[ImageSource], # As many as may be decoded at the same time
