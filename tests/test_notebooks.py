@@ -105,5 +105,5 @@ def test_demonstrations_hold_for_the_package(name, monkeypatch, request):
 def test_pages_run(path, monkeypatch, capfd):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    is_fine, _ = run_page(path, do_print=True)
+    is_fine, _ = run_page(path, skip_flags=FLAGS, do_print=True)
     assert is_fine, capfd.readouterr().err
