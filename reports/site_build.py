@@ -124,6 +124,8 @@ def finish_links(text: str) -> str:
 
 def finish_cell(cell: nbformat.NotebookNode) -> None:
     "Gives a cell's pictures their alternative text as Quarto reads it, and its signature without Markdown."
+    if re.search(r"^#\|\s*output:\s*false", cell.source, re.MULTILINE):
+        cell.outputs = []
     quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
     cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
     for output in cell.get("outputs", []):
@@ -146,7 +148,7 @@ def finish_notebook(file: Path) -> None:
             cell.source = finish_links(cell.source)
         if cell.cell_type == "code":
             finish_cell(cell)
-    if "widget-view" not in before:
+    if "widget-view" not in nbformat.writes(notebook):
         notebook.metadata.pop("widgets", None)  # nbdev leaves it everywhere; Quarto then loads scripts of other hosts
     if nbformat.writes(notebook) != before:
         nbformat.write(notebook, file)
