@@ -56,7 +56,7 @@ def remove_draft(
 def sweep_draft(
     draft:Path, # A file or folder
 )->None:
-    "Removes a draft unless somebody writes it. Its lock is held meanwhile: else its writer might take it up in between."
+    "Removes a draft unless somebody writes it. Its lock is held meanwhile, or its writer might take it up in between."
     try:
         descriptor = lock_draft(draft)
     except OSError: # Held, finished or swept by another process, or not ours to look at
