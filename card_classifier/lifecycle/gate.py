@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['GateReport', 'judge_records', 'judge']
 
-# %% ../../nbs/lifecycle/08_gate.ipynb #f2e0bc86
-from collections.abc import Iterator, Sequence
+# %% ../../nbs/lifecycle/08_gate.ipynb #d58fceab
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..bundle import BundleError, BundleInfo
 from card_classifier.lifecycle.checks import (
-    FAIL, PASS, WARN, GateLine, bundle_megabytes, check_ancestry, check_code, check_files, check_networks, check_size,
-    gate_line,
+    FAIL, PASS, GateLine, bundle_megabytes, check_ancestry, check_code, check_files, check_networks, check_size,
 )
 from ..settings import GateSettings
 
