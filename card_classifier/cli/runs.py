@@ -18,10 +18,11 @@ def new_run(
     outputs:Path,      # Folder of all runs
     experiment:str,    # For the name
     settings:Settings, # Of the run
+    name:str="",       # Of the folder; empty: when it was, the experiment and the network
 )->Path:               # The run's new folder
     "Makes a folder for a run and keeps its settings there."
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{moment}-{experiment}-{settings.model.arch}"
+    name = name or f"{moment}-{experiment}-{settings.model.arch}"
     for number in itertools.count(1):
         run = Path(outputs)/(name if number == 1 else f"{name}-{number}")
         try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANGEABLE', 'RECORD_FILE', 'EXPERIMENT_HELP', 'resumed_settings', 'only_trainer', 'follow', 'shown_progress',
-           'execute_run', 'run_rows', 'example_rows', 'train']
+           'execute_run', 'run_rows', 'example_rows', 'train_run', 'stage_run', 'is_finished', 'train_recipe', 'train']
 
 # %% ../../nbs/cli/04_training.ipynb #89bedc0d
 import dataclasses
@@ -22,7 +22,7 @@ import typer
 from .runs import find_run, new_run
 from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
 from card_classifier.settings import (
-    Settings, as_settings, check_override, checkout, compose, load_settings, save_settings,
+    SETTINGS_FILE, Settings, as_settings, check_override, checkout, compose, load_settings, save_settings,
 )
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
@@ -136,6 +136,76 @@ def example_rows(
     prediction = Predictor(run/"bundle").predict(pictures[0])
     return [(pictures[0].name, f"{prediction.card} ({100*prediction.probability:.1f} %)")]
 
+# %% ../../nbs/cli/04_training.ipynb #d4a10002
+def train_run(
+    root:Path,         # The checkout
+    run:Path,          # Folder of the run
+    settings:Settings, # Of it
+    go_on:str="",      # The command that goes on with it; empty: `train --resume`
+)->None:
+    "Executes the recipe for a run, and says what came of it. Raises `CommandError` when it is stopped."
+    with only_trainer(run):
+        save_settings(run, settings)
+        typer.echo(f"run {run.name}", err=True)
+        try:
+            execute_run(root, run)
+        except KeyboardInterrupt:
+            advice = f"go on with: {go_on or f'card-classifier train --resume {run.name}'}"
+            raise CommandError(f"stopped. Finished epochs are kept; {advice}") from None
+    print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
+
+# %% ../../nbs/cli/04_training.ipynb #d4a10004
+def stage_run(
+    root:Path,          # The checkout
+    recipe:Any,         # A `Recipe`
+    stage:str,          # Of it
+    settings:Settings,  # Of the stage
+    data_checksum:str,  # Of the shards that it is trained on
+)->Path:                # Its folder
+    "The run of a stage: the one that is there if it is still what the recipe asks for, else a new one."
+    from card_classifier.lifecycle.release import changed_inputs, note_stage, run_name, set_aside, stage_inputs
+    run, inputs = root/"outputs"/run_name(recipe.name, stage), stage_inputs(root, recipe, stage, data_checksum)
+    changed = changed_inputs(run, inputs)
+    if changed:
+        with only_trainer(run):
+            kept = set_aside(run)
+        typer.echo(f"{run.name} begins anew, because of other {' and '.join(changed)}; what was there: {kept.name}")
+    if not (run/SETTINGS_FILE).is_file():
+        run = new_run(root/"outputs", recipe.stages[stage].experiment, settings, run.name)
+        note_stage(run, recipe, stage, inputs)
+    return run
+
+# %% ../../nbs/cli/04_training.ipynb #d4a10006
+def is_finished(
+    run:Path, # Folder of a run
+)->bool:
+    "Whether a run has been trained, judged and exported."
+    file = run/"metrics.json"
+    return file.is_file() and "peak_memory_gb" in json.loads(file.read_text(encoding="utf-8"))
+
+def train_recipe(
+    root:Path,        # The checkout
+    name:str,         # Of the recipe
+    stage:str,        # Of the recipe
+    others:list[str], # What else was asked for, which a recipe leaves no room for
+)->None:
+    "Trains a stage of a recipe, and its ancestors before it; goes on where it was interrupted."
+    from card_classifier.data.cache import ready_shards
+    from card_classifier.lifecycle.release import lineage, read_recipe, stage_settings
+    if not (name and stage) or others:
+        wrong = f"{' '.join(others)} would make it another one" if others else "both are needed"
+        raise CommandError(f"train --recipe RECIPE --stage STAGE trains what the recipe says: {wrong}")
+    recipe = read_recipe(name)
+    for one in lineage(recipe, stage):
+        settings = stage_settings(recipe, one)
+        with progress_bars() as report:
+            shards = ready_shards(settings.data, root, report)
+        run = stage_run(root, recipe, one, settings, shards.checksum)
+        if is_finished(run):
+            typer.echo(f"{run.name} is trained already, from the same settings, code, packages and data")
+            continue
+        train_run(root, run, settings, f"card-classifier train --recipe {name} --stage {stage}")
+
 # %% ../../nbs/cli/04_training.ipynb #0473ebee
 EXPERIMENT_HELP = "quick (rendered decks), cpu or gpu (real data), detector (finds cards in photographs), " \
     "or your own file under configs/"
@@ -148,22 +218,19 @@ def train(
         help="For instance train.epochs=12; all settings: card-classifier settings")] = None,
     experiment:Annotated[str, typer.Option("--experiment", "-e", help=EXPERIMENT_HELP)] = "cpu",
     resume:Annotated[str, typer.Option(help="Go on with this run: its name, a part of it, or latest")] = "",
+    recipe:Annotated[str, typer.Option(help="Train a stage of this recipe, a file in configs/recipes/")] = "",
+    stage:Annotated[str, typer.Option(help="Which stage of the recipe; its ancestors are trained before")] = "",
 )->None:
     "Trains, evaluates and exports a network: executes nbs/recipes/train.ipynb with papermill."
     root, overrides = checkout(), list(overrides or [])
+    if recipe or stage:
+        train_recipe(root, recipe, stage, [*overrides, *([resume] if resume else [])])
+        return
     run = find_run(root/"outputs", resume) if resume else None
     settings = resumed_settings(run, overrides) if run else compose(experiment, overrides)
     from card_classifier.training.networks import check_arch
     check_arch(settings.model.arch)
     run = run or new_run(root/"outputs", experiment, settings)
-    with only_trainer(run):
-        save_settings(run, settings)
-        typer.echo(f"run {run.name}", err=True)
-        try:
-            execute_run(root, run)
-        except KeyboardInterrupt:
-            advice = f"go on with: card-classifier train --resume {run.name}"
-            raise CommandError(f"stopped. Finished epochs are kept; {advice}") from None
-    print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
+    train_run(root, run, settings)
     from card_classifier.training.tasks import TASKS # Here: the run starts seconds sooner
     typer.echo(f"next: {TASKS[settings.model.task].what_next.format(run=run.name)}")
