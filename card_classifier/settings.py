@@ -6,8 +6,8 @@
 __all__ = ['TYPE_WORDS', 'EARLIER_NAMES', 'SETTINGS_FILE', 'SettingsError', 'require', 'Limits', 'SearchRange', 'setting',
            'check_setting', 'SettingsGroup', 'DataSettings', 'AugmentSettings', 'ModelSettings', 'SceneSettings',
            'TrainSettings', 'EvaluationSettings', 'TrackingSettings', 'ExportSettings', 'Settings', 'ServeSettings',
-           'SweepSettings', 'SettingRow', 'group_rows', 'setting_rows', 'is_checkout', 'find_checkout', 'checkout',
-           'check_name', 'check_override', 'check_names', 'setting_field', 'search_range', 'experiments',
+           'SweepSettings', 'GateSettings', 'SettingRow', 'group_rows', 'setting_rows', 'is_checkout', 'find_checkout',
+           'checkout', 'check_name', 'check_override', 'check_names', 'setting_field', 'search_range', 'experiments',
            'choice_groups', 'as_settings', 'composed_values', 'compose', 'save_settings', 'load_settings']
 
 # %% ../nbs/01_settings.ipynb #c7f470a4
@@ -360,6 +360,27 @@ class SweepSettings(SettingsGroup):
     keep:str = setting("best",
         "Of which ended trials the checkpoints stay; their records and bundles stay in any case",
         choices=("best", "all"))
+
+# %% ../nbs/01_settings.ipynb #553b1ec8
+@dataclass
+class GateSettings(SettingsGroup):
+    "When a model may replace the one in production."
+    prefix = "gate."
+    significance:float = setting(0.05,
+        "A loss of right answers counts as real if chance alone would bring it less often than this",
+        above=0, maximum=0.5)
+    difference:float = setting(0.03,
+        "Loss of accuracy for which the power of the comparison is stated", above=0, maximum=0.5)
+    max_class_loss:int = setting(2, "Validation images that a single class may lose", minimum=0)
+    max_calibration_loss:float = setting(0.01,
+        "How much larger the calibration error may become, beyond its sampling noise", minimum=0, maximum=1)
+    max_slowdown:float = setting(1.25, "Largest ratio of the times that an answer takes", above=0)
+    max_megabytes:float = setting(10.0, "Largest bundle in megabytes", above=0)
+    max_images:int = setting(1000, "Validation images, at most; of more an even selection is taken", minimum=53)
+    n_scenes:int = setting(300, "Composed photographs with cards", minimum=1)
+    n_empty:int = setting(100, "Composed photographs without any card", minimum=1)
+    scene_size:int = setting(640, "Longer side of a composed photograph in pixels", minimum=320, maximum=4096)
+    seed:int = setting(1_311_768, "Seed of the composed photographs; no training uses it", minimum=0)
 
 # %% ../nbs/01_settings.ipynb #e2bf4b76
 class SettingRow(NamedTuple):
