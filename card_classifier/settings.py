@@ -156,7 +156,8 @@ class AugmentSettings(SettingsGroup):
     "How training images are varied; every amount 0 switches its variation off."
     prefix = "augment."
     half_turn:float = setting(0.5, "Fraction of images turned by 180 degrees", minimum=0, maximum=1)
-    rotation:float = setting(12.0, "Largest further rotation in degrees, either way", minimum=0, search=SearchRange(0, 25))
+    rotation:float = setting(12.0,
+        "Largest further rotation in degrees, either way", minimum=0, search=SearchRange(0, 25))
     scale:float = setting(0.15, "Largest relative change of size, either way", minimum=0, search=SearchRange(0, 0.3))
     shift:float = setting(0.06,
         "Largest shift as a fraction of the image side, either way", minimum=0, search=SearchRange(0, 0.15))
