@@ -208,7 +208,7 @@ def train_recipe(
 
 # %% ../../nbs/cli/04_training.ipynb #0473ebee
 EXPERIMENT_HELP = "quick (rendered decks), cpu or gpu (real data), detector (finds cards in photographs), " \
-    "or your own file under configs/"
+    "or your own file in configs/experiment/"
 
 @app.command()
 @one_line_errors
