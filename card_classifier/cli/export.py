@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INT8_HELP', 'BF16_HELP', 'ThresholdOption', 'WholeOption', 'RejectOption', 'RECIPE_HELP', 'faster_classifier',
-           'detector_of', 'recipe_choices', 'export']
+           'detector_of', 'recipe_choices', 'with_choices', 'export']
 
 # %% ../../nbs/cli/06_export.ipynb #f1024844
 import dataclasses
@@ -77,7 +77,16 @@ def recipe_choices(
     place = recipe_folder(root, name)/"bundle"
     return (str(classifier), str(detector), recipe.export.int8, recipe.export.bf16, *thresholds, str(place))
 
-# %% ../../nbs/cli/06_export.ipynb #77eb8477
+# %% ../../nbs/cli/06_export.ipynb #d4a10042
+def with_choices(
+    training:dict,         # How a classifier was made, as its bundle says
+    given:dict[str, Any],  # Options of `export`
+)->dict:                   # The same with what was chosen, now and at an earlier export
+    "Notes under `export` how a bundle is put together."
+    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
+    return {**training, "export": {**training.get("export", {}), **chosen}}
+
+# %% ../../nbs/cli/06_export.ipynb #d4a10051
 INT8_HELP = "Round the classifier to eight bits; refused unless it is as good on valid and really faster. " \
     "Opens the test split, once, to measure what is released"
 BF16_HELP = "Let processors that can compute in bfloat16 do so; refused as --int8 is. " \
@@ -88,6 +97,7 @@ RejectOption = Annotated[float | None, typer.Option(
     min=0, max=1, help="Smallest probability of a card that was found; without it what the run chose on valid")]
 RECIPE_HELP = "Export what this recipe says, from its runs, to outputs/recipes/"
 
+# %% ../../nbs/cli/06_export.ipynb #77eb8477
 @app.command()
 @one_line_errors
 @needs("train")
@@ -120,7 +130,9 @@ def export(
         info = dataclasses.replace(info, networks={**info.networks, DETECTOR: described})
         thresholds["whole_photo"] = whole_threshold
     thresholds["rejection"] = info.classifier.thresholds["rejection"] if reject_below is None else reject_below
-    info = info.with_network(CLASSIFIER, thresholds=thresholds)
+    given = {"int8": int8, "bf16": bf16, "reject_below": reject_below}
+    given |= {"threshold": threshold, "whole_threshold": whole_threshold} if detector else {}
+    info = info.with_network(CLASSIFIER, thresholds=thresholds, training=with_choices(info.classifier.training, given))
     info = dataclasses.replace(info, model_version=model_version_of(contents))
     target = write_bundle(to or released_folder(), info, contents, overwrite=True)
     typer.echo(f"{info.name} is now in {target}; what it holds: card-classifier bundle --bundle {target}")

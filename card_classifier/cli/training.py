@@ -172,7 +172,7 @@ def stage_run(
         typer.echo(f"{run.name} begins anew, because of other {' and '.join(changed)}; what was there: {kept.name}")
     if not (run/SETTINGS_FILE).is_file():
         run = new_run(root/"outputs", recipe.stages[stage].experiment, settings, run.name)
-        note_stage(run, recipe, stage, inputs)
+        note_stage(root, run, recipe, stage, inputs)
     return run
 
 # %% ../../nbs/cli/04_training.ipynb #d4a10006
