@@ -16,12 +16,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from pathlib import Path
 from typing import Any
 
 from ..bundle import BundleInfo, read_bundle
-from ..files import write_file
 from .following import FETCH_SECONDS, TAG_PATTERNS, fetch_tags, git_remote, take_stage
 from card_classifier.lifecycle.registry import (
     ARTIFACT, STAGES, Registry, RegistryError, Version, next_moment, next_number, next_version, read_registry,
@@ -279,7 +278,7 @@ def move_record(
         record["forced"] = True
     clock = int(time.time())
     if moment > clock + 1: # GTO orders by time, so the tag says it is later than the one before
-        record["clock"] = datetime.fromtimestamp(clock, timezone.utc).isoformat()
+        record["clock"] = datetime.fromtimestamp(clock, UTC).isoformat()
     return record
 
 # %% ../../nbs/lifecycle/13_promotion.ipynb #842a8b70
