@@ -13,7 +13,8 @@ import typer
 from .terminal import app
 
 # %% ../../nbs/cli/15_main.ipynb #67e77076
-GROUPS = ("settings", "data", "training", "evaluation", "export", "bundle", "prediction", "serving", "records",
+GROUPS = (
+    "settings", "data", "training", "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
     "gate")
 
 for group in GROUPS:

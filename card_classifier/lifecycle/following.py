@@ -91,7 +91,7 @@ def follow(
     report:Callable[[str], None], # Told what is new and what is wrong
 )->None:
     "Keeps the folder of a stage as the tags say, until it is stopped."
-    said, next_fetch = "", time.monotonic() + fetch_seconds
+    said, next_fetch = "", time.monotonic()
     while not stopping.wait(look_seconds):
         words = ""
         if fetch_seconds and time.monotonic() >= next_fetch:

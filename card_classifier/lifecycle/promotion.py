@@ -6,7 +6,7 @@
 __all__ = ['FIGURES', 'GTO_ENTRY', 'headline_figures', 'version_record', 'file_at_head', 'commit_files', 'identity',
            'make_commit', 'NewTag', 'TakenError', 'taken_by', 'make_tags', 'remote_tags', 'local_tags', 'set_aside',
            'Sharing', 'push_tags', 'share', 'Decision', 'Promotion', 'move_record', 'version_tag', 'known_version',
-           'promote', 'rollback']
+           'check_decision', 'promote', 'rollback']
 
 # %% ../../nbs/lifecycle/13_promotion.ipynb #0d7f918f
 import getpass
@@ -305,6 +305,21 @@ def known_version(
     return next((version for version in reversed(registry.versions.values())
         if version.tag.record.get("bundle_sha256") == digest and not version.is_withdrawn), None)
 
+def check_decision(
+    registry:Registry,
+    bundle:Path,        # To be promoted
+    decision:Decision,
+)->None:
+    "Raises `RegistryError` for what no gate needs to be asked about, and `BundleError` unless the bundle is whole."
+    if decision.stage not in STAGES:
+        raise RegistryError(f"there is no stage {decision.stage!r}; there are {' and '.join(STAGES)}")
+    if decision.is_forced and not decision.why.strip():
+        raise RegistryError("to overrule the gate needs a reason, which is recorded: --reason 'why'")
+    next_version(registry, decision.bump)
+    known, current = known_version(registry, bundle), registry.in_stage(decision.stage)
+    if known is not None and current is not None and current.name == known.name:
+        raise RegistryError(f"{known.name} is this bundle, and is in {decision.stage} already")
+
 # %% ../../nbs/lifecycle/13_promotion.ipynb #58776ab7
 def promote(
     root:Path,          # A checkout
@@ -313,18 +328,13 @@ def promote(
     decision:Decision,
 )->Promotion:
     "Puts a bundle into a stage. Raises `TakenError` if somebody was quicker, else `RegistryError` or `BundleError`."
-    if decision.stage not in STAGES:
-        raise RegistryError(f"there is no stage {decision.stage!r}; there are {' and '.join(STAGES)}")
-    if decision.is_forced and not decision.why.strip():
-        raise RegistryError("to overrule the gate needs a reason, which is recorded")
+    check_decision(registry, bundle, decision)
     if decision.gate and not decision.gate["passed"] and not decision.is_forced:
         raise RegistryError("the gate refuses this bundle")
     moment, known, tags = next_moment(registry, int(time.time())), known_version(registry, bundle), []
     before = registry.in_stage(decision.stage)
     if known is None:
         name, tags = version_tag(root, registry, bundle, decision, moment)
-    elif before is not None and before.name == known.name:
-        raise RegistryError(f"{known.name} is this bundle, and is in {decision.stage} already")
     else:
         name = known.name
     commit = tags[0].commit if tags else registry.versions[name].tag.commit

@@ -56,7 +56,10 @@ POINTER = f"{BUNDLE_PATH}.dvc"
 @contextmanager
 def quiet_dvc()->Iterator[None]:
     "Silences DVC, and turns its errors into `RegistryError`."
-    from dvc.exceptions import DvcException
+    try:
+        from dvc.exceptions import DvcException
+    except ModuleNotFoundError:
+        raise RegistryError("to get a bundle of the registry needs DVC: pip install 'card_classifier[train]'") from None
     loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
     levels = [logger.level for logger in loggers]
     try:
@@ -74,8 +77,8 @@ def project_beside(
     root:Path, # A checkout
 )->Iterator[Any]: # A DVC `Repo` in a folder that goes at the end
     "A DVC project with the cache and the remotes of another one. Raises `RegistryError`."
-    from dvc.repo import Repo
     with quiet_dvc(), tempfile.TemporaryDirectory(prefix="card_classifier-dvc-") as folder:
+        from dvc.repo import Repo
         with Repo(str(root)) as own:
             settings = {name: dict(value) for name, value in own.config.items()}
             cache = Path(own.cache.local.path).parent.parent # Without files/md5
@@ -124,8 +127,8 @@ def fetch_bundle(
     to:Path,      # Where the bundle goes; what lies there is replaced
 )->None:
     "Gets a bundle from DVC's cache or, if it isn't there, from the remote. Raises `RegistryError` or `BundleError`."
-    from dvc.exceptions import DvcException
     with project_beside(root) as repo:
+        from dvc.exceptions import DvcException
         target = Path(repo.root_dir)/POINTER
         target.parent.mkdir()
         target.write_text(pointer, encoding="utf-8")
