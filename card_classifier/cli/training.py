@@ -138,7 +138,7 @@ def example_rows(
 
 # %% ../../nbs/cli/04_training.ipynb #0473ebee
 EXPERIMENT_HELP = "quick (rendered decks), cpu or gpu (real data), detector (finds cards in photographs), " \
-    "or your own file under configs/"
+    "or your own file in configs/experiment/"
 
 @app.command()
 @one_line_errors
