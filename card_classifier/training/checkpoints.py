@@ -118,7 +118,7 @@ def latest_checkpoint(
         raise CheckpointError(f"no checkpoint of this run is whole: {'; '.join(problems)}. Start the training anew")
     return None, problems
 
-# %% ../../nbs/training/01_checkpoints.ipynb #8da45a05
+# %% ../../nbs/training/01_checkpoints.ipynb #a39ed22d
 def write_history(
     folder:Path,        # Of the run
     metric:str,         # Name of the task's metric in each row
@@ -130,6 +130,7 @@ def write_history(
     content = json.dumps({"metric": metric, "rows": rows}, indent=1, ensure_ascii=False, allow_nan=False)
     write_file(Path(folder)/HISTORY_FILE, content + "\n")
 
+# %% ../../nbs/training/01_checkpoints.ipynb #8da45a05
 class KeepCheckpoints(Callback):
     "Writes a checkpoint and the history after each epoch."
     order = 75  # after the recorder and the averaged weights
