@@ -33,7 +33,7 @@ from card_classifier.training.callbacks import (
     AverageWeights, Bfloat16, ProgressiveResizing, ReportProgress, SeedEachEpoch, StopWhenNotFinite,
 )
 from card_classifier.training.checkpoints import (
-    Checkpoint, KeepCheckpoints, latest_checkpoint, save_checkpoint, start_from_runs,
+    Checkpoint, KeepCheckpoints, latest_checkpoint, save_checkpoint, start_from_runs, write_history,
 )
 from .export import Parity
 from .networks import Weights, backbone_and_head
@@ -227,6 +227,7 @@ def train(
     if checkpoint:
         restore(learner, checkpoint)
         print(f"going on after epoch {checkpoint.epoch} of {settings.train.epochs}")
+    write_history(folder, learner.metrics[0].name, history)
     if len(history) < settings.train.epochs:
         rate = settings.train.learning_rate
         with learner.added_cbs([KeepCheckpoints(folder, history), ReportProgress(folder), *callbacks]):
