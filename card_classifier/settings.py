@@ -7,9 +7,9 @@ __all__ = ['TYPE_WORDS', 'EARLIER_NAMES', 'SETTINGS_FILE', 'RUN_FILE', 'HISTORY_
            'SettingsError', 'require', 'Limits', 'SearchRange', 'setting', 'check_setting', 'SettingsGroup',
            'DataSettings', 'AugmentSettings', 'ModelSettings', 'SceneSettings', 'TrainSettings', 'EvaluationSettings',
            'TrackingSettings', 'ExportSettings', 'Settings', 'ServeSettings', 'SweepSettings', 'GateSettings',
-           'SettingRow', 'group_rows', 'setting_rows', 'is_checkout', 'find_checkout', 'checkout', 'check_name',
-           'check_override', 'check_names', 'setting_field', 'search_range', 'experiments', 'choice_groups',
-           'as_settings', 'composed_values', 'compose', 'save_settings', 'load_settings']
+           'RegistrySettings', 'SettingRow', 'group_rows', 'setting_rows', 'is_checkout', 'find_checkout', 'checkout',
+           'check_name', 'check_override', 'check_names', 'setting_field', 'search_range', 'experiments',
+           'choice_groups', 'as_settings', 'composed_values', 'compose', 'save_settings', 'load_settings']
 
 # %% ../nbs/01_settings.ipynb #c7f470a4
 import dataclasses
@@ -390,6 +390,15 @@ class GateSettings(SettingsGroup):
     n_empty:int = setting(100, "Composed photographs without any card", minimum=1)
     scene_size:int = setting(640, "Longer side of a composed photograph in pixels", minimum=320, maximum=4096)
     seed:int = setting(1_311_768, "Seed of the composed photographs; no training uses it", minimum=0)
+
+# %% ../nbs/01_settings.ipynb #5e1a0012
+@dataclass
+class RegistrySettings(SettingsGroup):
+    "Where versions of the model are shown beside git's tags."
+    prefix = "registry."
+    wandb:str = setting("model",
+        "W&B Registry that shows versions and stages, where a W&B key is there; empty: none",
+        variable="CARD_CLASSIFIER_WANDB_REGISTRY")
 
 # %% ../nbs/01_settings.ipynb #e2bf4b76
 class SettingRow(NamedTuple):

@@ -17,12 +17,14 @@ import httpx
 import pytest
 from conftest import colour_network
 from test_api import COMMAND, encoded, events, serving, wait_for
+from wandb_server import REGISTRY_ENTITY, wandb_server
 
-from card_classifier.bundle import BUNDLE_FILE, read_bundle, write_bundle
+from card_classifier.bundle import BUNDLE_FILE, read_bundle, released_bundle, write_bundle
 from card_classifier.lifecycle.following import take_stage
 from card_classifier.lifecycle.promotion import Decision, TakenError, promote, rollback, share
 from card_classifier.lifecycle.registry import RegistryError, read_registry, run_git
 from card_classifier.lifecycle.storage import bundle_digest, version_folder
+from card_classifier.lifecycle.wandb_registry import tell_wandb
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -31,7 +33,8 @@ CHECKED_OUT = ("configs", "card_classifier", ".gitignore", ".dvcignore", "nbs/re
 
 def command(root, *arguments, **environment):
     "Runs `card-classifier` of a checkout in that checkout."
-    known = os.environ | {"PYTHONPATH": str(root), "WANDB_MODE": "disabled"} | environment
+    known = os.environ | {"PYTHONPATH": str(root), "WANDB_MODE": "disabled", "CARD_CLASSIFIER_NOCARDS": ""}
+    known |= environment
     return subprocess.run(
         [COMMAND, *map(str, arguments)], cwd=root, env=known, capture_output=True, text=True, check=False
     )
@@ -229,9 +232,15 @@ def test_of_two_clones_one_wins_at_the_remote_and_the_other_is_told(origin, bund
 
 def test_the_gate_is_asked_and_can_be_overruled_with_a_reason(origin, bundles, tmp_path):
     root = clone(origin, tmp_path, is_shared=False)
-    refused = command(root, "promote", bundles[0], "--stage", "production")
+    detector = tmp_path / "detector"
+    info = read_bundle(released_bundle())
+    networks = {"detector": info.networks["detector"]}
+    write_bundle(
+        detector, dataclasses.replace(info, networks=networks), {"detector": released_bundle() / "detector.onnx"}
+    )
+    refused = command(root, "promote", detector, "--stage", "production")
     assert refused.returncode == 1 and "the gate refuses" in refused.stderr and "Traceback" not in refused.stderr
-    assert "networks" in refused.stdout and read_registry(root).moves == []
+    assert "fail  networks" in refused.stdout and read_registry(root).moves == []
     assert "needs a reason" in one_line(command(root, "promote", bundles[0], "--stage", "production", "--force"))
     forced = command(root, "promote", bundles[0], "--stage", "production", "--force", "--reason", "only colours")
     assert forced.returncode == 0 and "next: card-classifier serve --bundle registry:production" in forced.stdout
@@ -313,7 +322,8 @@ def test_without_a_remote_that_answers_everything_works_here_and_is_shared_later
     root = clone(origin, tmp_path, "--depth", "1")
     address = run_git(root, "remote", "get-url", "origin").strip()
     run_git(root, "remote", "set-url", "origin", "https://127.0.0.1:1/nowhere.git")
-    done = command(root, "promote", bundles[0], "--stage", "staging", "--force", "--reason", "offline")
+    put(root, bundles[0], "staging")
+    done = command(root, "models", "sync")
     assert done.returncode == 0 and "not shared yet: origin could not be reached" in done.stdout
     run_git(root, "remote", "set-url", "origin", address)
     settings = root / ".dvc" / "config"
@@ -327,6 +337,32 @@ def test_without_a_remote_that_answers_everything_works_here_and_is_shared_later
     assert "shared with origin: card-classifier#staging#1, card-classifier@v1.0.0" in done.stdout, done
     other = clone(origin, tmp_path)
     assert bundle_digest(take_stage(other, "staging")[0]) == bundle_digest(bundles[0])
+
+
+def test_what_w_and_b_answers_never_loses_a_promotion(origin, bundles, tmp_path, monkeypatch):
+    root = clone(origin, tmp_path, is_shared=False)
+    put(root, bundles[0], "staging")
+    with wandb_server() as server:
+        for name, value in server.environment(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        for status in (401, 429, 500):
+            with server.broken(status):
+                said = tell_wandb(root, "model", "cards")
+            assert said.startswith("not at W&B yet: ") and "card-classifier models sync" in said, said
+        assert read_registry(root).in_stage("staging").name == "v1.0.0"
+        done = command(root, "models", "sync", WANDB_MODE="online")
+        assert "at W&B, wandb-registry-model/card-classifier: v1.0.0, v1.0.0 in staging" in done.stdout, done
+        put(root, bundles[1], "staging")
+        collection = server.collections[REGISTRY_ENTITY, "wandb-registry-model", "card-classifier"]
+        collection.protected.add("staging")
+        said = tell_wandb(root, "model", "cards")
+        assert "not at W&B yet" in said and "protected" in said
+        assert {"v1.0.0", "v1.1.0"} <= collection.aliases.keys(), "the version is there; its stage waits for an admin"
+        collection.protected.clear()
+        assert tell_wandb(root, "model", "cards").endswith(": v1.1.0 in staging")
+        got = command(root, "models", "get", "staging", "--from-wandb", "--to", tmp_path / "got", WANDB_MODE="online")
+        assert got.returncode == 0 and bundle_digest(tmp_path / "got") == bundle_digest(bundles[1]), got
+        assert server.unknown == []
 
 
 def test_without_git_or_a_commit_the_message_says_what_to_do(origin, tmp_path):
