@@ -5,12 +5,15 @@ Nothing here can run a workflow. What can go wrong in one is mostly its `run:` l
 with real parts. What only GitHub can do, the `uses:` steps, is listed in CONTRIBUTING.md.
 """
 
+import atexit
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -69,18 +72,31 @@ def made_by_test() -> set[str]:
     return found
 
 
+@functools.cache
+def make_flags() -> str:
+    "Lets make take this very environment as it is: it must never be synchronised with the lock file of a copy."
+    folder = Path(tempfile.mkdtemp(prefix="card-classifier-make-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "venv").symlink_to(sys.prefix)
+    (folder / "ready").touch()
+    os.utime(folder / "ready", (4e9, 4e9))  # Younger than anything
+    flags = f"-- VENV={folder}/venv READY={folder}/ready"
+    said = subprocess.run(["make", "-n", "setup"], cwd=ROOT, env=os.environ | {"MAKEFLAGS": flags},
+                          capture_output=True, text=True, check=True).stdout
+    assert "pip" not in said and " " not in str(folder), f"make would change the environment: {said}"
+    return flags
+
+
 def execute(line: str, checkout: Path, folder: str = ".", **environment: str) -> subprocess.CompletedProcess:
     "Runs a line as GitHub does, with the environment that its step names and these values for it."
     steps = [step for _, step in run_steps() if step["run"] == line]
     assert steps, f"no workflow has the line {line!r}"
     named = {name for step in steps for name in step.get("env", {})}
     assert named <= environment.keys(), "the step's environment"
-    ready = checkout / ".ready"
-    ready.touch()
     hidden = ("CARD_CLASSIFIER_", "MAKE", "GITHUB_", "COVERAGE")
     known = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     known |= {"PATH": f"{TOOLS}{os.pathsep}{known['PATH']}", "PYTHONPATH": str(checkout), "WANDB_MODE": "offline",
-              "MAKEFLAGS": f"-- VENV={sys.prefix} READY={ready}"}
+              "MAKEFLAGS": make_flags()}
     return subprocess.run(["bash", "-eo", "pipefail", "-c", line], cwd=checkout / folder, env=known | environment,
                           capture_output=True, text=True, check=False)
 
@@ -268,8 +284,8 @@ def test_a_run_without_a_report_is_no_failure(checkout, tmp_path):
 def test_words_of_a_stranger_stay_words(checkout, tmp_path):
     hostile = ["@everyone", "![x](https://evil.example/p.png)", "<script>alert(1)</script>", "a | b", "`a` **b**",
                "[link](https://evil.example)", "fixes #1", "www.evil.example", "</code><img src=x>", "GH-12",
-               "\u202eabc\n# x", "-->", "https://evil.example", "#" * 5000, "user@evil.example", "deadbeefdeadbeef", "_a_",
-               "~~a~~", ":+1:"]
+               "\u202eabc\n# x", "-->", "https://evil.example", "#" * 5000, "user@evil.example", "deadbeefdeadbeef",
+               "_a_", "~~a~~", ":+1:"]
     table = {"title": "@everyone", "columns": ["<b>"], "rows": [[word] for word in hostile]}
     github = FakeGitHub(zipped(json.dumps(REPORT | {"tables": [table], "notes": hostile[:3]}).encode()), PULL_REQUEST)
     done = comment(checkout, tmp_path, github)
@@ -350,10 +366,11 @@ def test_a_pull_request_is_trained_and_reported_beside_the_commit_before_it(chec
     (run,) = (checkout / "outputs").glob("2*")
     base = checkout / "outputs" / "base"
     (base / "outputs").mkdir(parents=True)
-    shutil.copy(checkout / "Makefile", base / "Makefile")
+    for name in ("Makefile", "requirements.lock", "settings.ini", "setup.py", "pyproject.toml"):
+        shutil.copy(checkout / name, base / name)
     dry = subprocess.run(["make", "-n", "-C", "outputs/base", "PYTHON=python", "run"], cwd=checkout,
                          capture_output=True, text=True, check=True).stdout
-    assert dry.strip().splitlines()[-2].strip() == "card-classifier train --experiment quick"
+    assert "card-classifier train --experiment quick" in dry, "the target and the folder are those of the line"
     shutil.copytree(run, base / "outputs" / run.name)
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     metrics["valid"]["accuracy"] += 0.125
@@ -395,16 +412,17 @@ def test_the_ends_of_the_version_ranges_work_for_what_predicts(checkout):
 
 
 @executes("make PYTHON=python audit-dependencies")
-def test_a_known_vulnerability_is_found(checkout):
+def test_a_known_vulnerability_is_found(tmp_path):
+    for name in ("Makefile", "settings.ini", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
     lock = "numpy==2.0.0\nuvloop==0.21.0 ; sys_platform != 'win32'\n"
-    (checkout / "requirements.lock").write_text(lock, encoding="utf-8")
+    (tmp_path / "requirements.lock").write_text(lock, encoding="utf-8")
     for versions, is_fine in (({"numpy": "1.0.0"}, True), ({"numpy": "2.0.0"}, False)):
         with vulnerability_server(versions) as address:
-            done = execute("make PYTHON=python audit-dependencies", checkout,
+            done = execute("make PYTHON=python audit-dependencies", tmp_path,
                            AUDIT=f"--vulnerability-service osv --osv-url {address}")
         assert (done.returncode == 0) == is_fine, done.stdout + done.stderr
         assert ("OSV-2026-1" in done.stdout) != is_fine
-    shutil.copy(ROOT / "requirements.lock", checkout / "requirements.lock")
 
 
 @executes("make PYTHON=python slow-notebooks")
@@ -431,7 +449,7 @@ CHANGELOG_CHECK = "make PYTHON=python changelog-check"
 def test_a_tag_is_released_when_the_changelog_and_every_version_agree(checkout, tmp_path):
     (tmp_path / "card_classifier").mkdir()
     (tmp_path / ".github" / "scripts").mkdir(parents=True)
-    for name in ("Makefile", ".github/scripts/changelog.py"):
+    for name in ("Makefile", "requirements.lock", "setup.py", "pyproject.toml", ".github/scripts/changelog.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nversion = 1.2.0\n", encoding="utf-8")
     (tmp_path / "card_classifier" / "__init__.py").write_text('__version__ = "1.2.0"\n', encoding="utf-8")
@@ -486,9 +504,11 @@ CMD ["serve"]
 
 
 @pytest.fixture
-def engine(checkout, tmp_path) -> dict[str, str]:
+def engine(checkout, tmp_path, request) -> dict[str, str]:
     "A container engine with a store of its own, and a tiny image to build with it."
-    environment = {"IMAGE_STORE": str(tmp_path / "store"), "IMAGE_NAME": "card-classifier-workflows",
+    store = tempfile.mkdtemp(prefix="cards")  # In tmp_path its name would be too long for podman
+    request.addfinalizer(lambda: shutil.rmtree(store, ignore_errors=True))
+    environment = {"IMAGE_STORE": store, "IMAGE_NAME": "card-classifier-workflows",
                    "DOCKERFILE": str(tmp_path / "Dockerfile"), "CHECKS": "configuration"}
     (tmp_path / "Dockerfile").write_text(TINY_DOCKERFILE, encoding="utf-8")
     asked = shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True, check=False)
@@ -496,8 +516,8 @@ def engine(checkout, tmp_path) -> dict[str, str]:
         missing = [name for name in ("buildah", "podman") if not shutil.which(name)]
         if missing:
             pytest.skip(f"no container engine: {', '.join(missing)} not installed")
-        command = ["buildah", "--root", f"{tmp_path}/store/store", "--runroot", f"{tmp_path}/store/run",
-                   "--storage-driver", "overlay", "from", "scratch"]
+        command = ["buildah", "--root", f"{store}/store", "--runroot", f"{store}/run", "--storage-driver", "overlay",
+                   "from", "scratch"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"buildah may not work here: {done.stderr.strip()[-200:]}")
