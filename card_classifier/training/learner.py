@@ -155,6 +155,16 @@ def figures(self:Task, network:nn.Module, metrics:dict)->dict[str, Any]:
     raise NotImplementedError
 
 @patch
+def predictions(self:Task, network:nn.Module, metrics:dict)->list[dict]:
+    "Examples from valid for a log: `image` (uint8), `what`, `truth`, `answer`, `probability`, `is_right`."
+    raise NotImplementedError
+
+@patch
+def confusion(self:Task, metrics:dict)->list[tuple[str, str, int]]:
+    "What valid images showed, what the network took it for, and how often; without what never happened."
+    raise NotImplementedError
+
+@patch
 def export(self:Task, network:nn.Module, metrics:dict, record:dict)->tuple[NetworkInfo, bytes]:
     "Description and ONNX file of the network for a bundle; `record` says where it came from."
     raise NotImplementedError
