@@ -118,7 +118,7 @@ def models(
         typer.echo("in production is the bundle that came with the package; "
                    "promote another one with: card-classifier promote RUN --stage staging")
 
-# %% ../../nbs/cli/13_models.ipynb #b778f8a6
+# %% ../../nbs/cli/13_models.ipynb #e178c994
 SYNC = "card-classifier models sync"
 
 def wandb_words(
@@ -138,7 +138,9 @@ def sharing_words(
             "are set aside here, and what it promoted counts: look at card-classifier models, and promote again")
     if found.problem:
         return f"not shared yet: {found.problem}; try again with: {SYNC}"
-    return f"shared with {found.remote}: {', '.join(found.sent) or 'nothing was new here'}" if found.remote else ""
+    note = f"; note: others need to reach the bundles in {found.storage}" if found.storage else ""
+    sent = ", ".join(found.sent) or "nothing was new here"
+    return f"shared with {found.remote}: {sent}{note}" if found.remote else ""
 
 WandbOption = Annotated[str, setting_option(RegistrySettings, "wandb", "--wandb-registry")]
 
