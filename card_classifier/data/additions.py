@@ -154,7 +154,7 @@ def raw_of_shards(
     record = shards.description.get("split", {})
     return RawDataSet(name, shards.folder, images, [], [], kind=shards.kind, split_record=record)
 
-# %% ../../nbs/data/12_additions.ipynb #aaa43131
+# %% ../../nbs/data/12_additions.ipynb #47eb3176
 def pack_additions(
     folder:Path,                 # Of the shards
     additions:Path,              # Of what was added
@@ -166,7 +166,7 @@ def pack_additions(
         data_set = with_additions(raw_of_shards(open_shards(folder)), additions)
         if shards := already_prepared(data_set, folder, DataSettings()):
             return shards
-        whole = replace(data_set, images=sorted([*data_set.images, *data_set.additions], key=lambda image: image.path))
+        whole = replace(data_set, images=data_set.all_images)
         found = audit(whole, progress)
         with whole_folder(folder, may_replace=True) as draft:
             pack_shards(whole, draft, found, progress)

@@ -79,6 +79,11 @@ class RawDataSet:
         "Whether the images have no splits yet."
         return any(not image.split for image in self.images)
 
+    @property
+    def all_images(self)->list[RawImage]:
+        "Images and additions, sorted by path."
+        return sorted([*self.images, *self.additions], key=lambda image: image.path)
+
     def count(self, split:str)->int:
         "How many images a split holds."
         return sum(image.split == split for image in self.images)

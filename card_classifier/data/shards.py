@@ -401,8 +401,7 @@ def already_prepared(
         if data_set.is_flat:
             is_same = about.get("split") == split_record(data_set, settings)
         else:
-            images = sorted([*data_set.images, *data_set.additions], key=lambda image: image.path)
-            is_same = about.get("split", {}) == data_set.split_record and about["raw_checksum"] == raw_checksum(images)
+            is_same = about.get("split", {}) == data_set.split_record and about["raw_checksum"] == raw_checksum(data_set.all_images)
         if not is_same or about.get("additions", []) != data_set.addition_record:
             return None
         verify_shards(shards)
@@ -462,9 +461,7 @@ def prepare(
             data_set = split_data_set(data_set, audit or make_audit(data_set, progress), settings)
             audit = None  # Which images leave training is known only now
         if data_set.additions:
-            images = [*data_set.images, *data_set.additions]
-            data_set = replace(data_set, images=sorted(images, key=lambda image: image.path))
-            audit = None
+            data_set, audit = replace(data_set, images=data_set.all_images), None
         return pack_shards(data_set, folder, audit or make_audit(data_set, progress), progress)
 
 # %% ../../nbs/data/04_shards.ipynb #a9bbbd2a
