@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .runs import find_bundle
-from .terminal import CommandError, app, needs, one_line_errors, print_table
+from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
 from ..settings import checkout
 
 # %% ../../nbs/cli/13_models.ipynb #9e6dea7a
@@ -160,22 +160,21 @@ def models_sync()->None:
 
 # %% ../../nbs/cli/13_models.ipynb #2bebc04d
 def ask_gate(
-    root:Path,      # A checkout
     bundle:Path,    # To be judged
     is_forced:bool, # Whether it may be judged alone when production can't be had
 )->Any:             # `GateReport`
     "Judges a bundle beside the one in production. Raises `RegistryError` or `BundleError`."
-    from card_classifier.lifecycle.following import promoted_bundle
-    from card_classifier.lifecycle.gate import judge
+    from card_classifier.cli.gate import compared_with, judge_bundle
     from card_classifier.lifecycle.registry import RegistryError
     try:
-        production = promoted_bundle(root, "production")[0]
+        production = compared_with("", bundle)
     except RegistryError as error:
         if not is_forced:
             raise
         typer.echo(f"note: judged alone, because {error}", err=True)
         production = None
-    return judge(bundle, production)
+    with progress_bars() as progress:
+        return judge_bundle(bundle, production, progress)
 
 def gate_words(
     report:Any,     # `GateReport`
@@ -231,7 +230,7 @@ def promote_command(
         typer.echo(f"note: {note}; what others promoted meanwhile is not known here", err=True)
     registry, bundle = read_registry(root), find_bundle(what)
     check_decision(registry, bundle, decision)
-    report = ask_gate(root, bundle, force)
+    report = ask_gate(bundle, force)
     print_table("the gate, beside production", ["check", "verdict", "words"], report.rows())
     typer.echo(gate_words(report, force, what))
     done = promote(root, registry, bundle, Decision(stage, reason, report.to_dict(), force, bump))
