@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIGURES', 'GTO_ENTRY', 'headline_figures', 'version_record', 'file_at_head', 'commit_files', 'identity',
            'make_commit', 'NewTag', 'TakenError', 'taken_by', 'make_tags', 'remote_tags', 'local_tags', 'set_aside',
-           'Sharing', 'push_tags', 'share', 'Decision', 'Promotion', 'move_record', 'version_tag', 'known_version',
-           'check_decision', 'promote', 'rollback']
+           'is_folder', 'Sharing', 'push_tags', 'share', 'Decision', 'Promotion', 'move_record', 'version_tag',
+           'known_version', 'check_decision', 'promote', 'rollback']
 
 # %% ../../nbs/lifecycle/13_promotion.ipynb #0d7f918f
 import getpass
@@ -185,6 +185,12 @@ def set_aside(
         for name, found in tags.items()]
     run_git(root, "update-ref", "--stdin", text="\n".join([*lines, ""]))
 
+def is_folder(
+    address:str, # Of a remote
+)->bool:
+    "Whether an address names a folder of this machine."
+    return address.startswith("file:") or Path(address).is_dir()
+
 # %% ../../nbs/lifecycle/13_promotion.ipynb #6229e19a
 @dataclass(frozen=True)
 class Sharing:
@@ -193,6 +199,7 @@ class Sharing:
     sent:list[str] = field(default_factory=list) # Tags that are new at the remote
     problem:str = ""         # Why something was not sent; empty if all was
     lost:list[str] = field(default_factory=list) # Tags set aside because somebody else was quicker
+    storage:str = ""         # Where bundles went, if that is a folder and git's remote is none; else empty
 
 def push_tags(
     root:Path,
@@ -231,7 +238,8 @@ def share(
         if any(there.get(name, found) != found for name, found in here.items()):
             raise TakenError(f"{remote} has other tags")
         versions = registry_of(tag for tag in read_tags(root) if tag.name in unshared).versions.values()
-        if versions and not push_bundles(root, [pointer_of(root, version) for version in versions]):
+        storage = push_bundles(root, [pointer_of(root, version) for version in versions]) if versions else ""
+        if versions and not storage:
             advice = "dvc remote add --default NAME URL"
             return Sharing(remote, problem=f"there is no DVC remote where others could get the bundle: {advice}")
         problem = push_tags(root, remote, unshared) if unshared else ""
@@ -240,8 +248,10 @@ def share(
         set_aside(root, lost)
         return Sharing(remote, problem=fetch_tags(root), lost=sorted(lost))
     except RegistryError as error:
-        problem = str(error)
-    return Sharing(remote, [] if problem else sorted(unshared), problem or fetch_tags(root))
+        problem, storage = str(error), ""
+    is_private = Path(storage).is_absolute() and not is_folder(run_git(root, "remote", "get-url", remote).strip())
+    sent = [] if problem else sorted(unshared)
+    return Sharing(remote, sent, problem or fetch_tags(root), storage=storage if is_private and sent else "")
 
 # %% ../../nbs/lifecycle/13_promotion.ipynb #14c7cfe3
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def store_bundle(
 def push_bundles(
     root:Path,           # A checkout
     pointers:list[str],  # Texts of `.dvc` files whose bundles are in the cache
-)->str:                  # Name of the DVC remote; empty: there is none
+)->str:                  # Address of the DVC remote; empty: there is none
     "Sends bundles to the DVC remote. Raises `RegistryError` if it can't be reached."
     with project_beside(root) as repo:
         remote = repo.config["core"].get("remote", "")
@@ -118,7 +118,7 @@ def push_bundles(
                 repo.push([str(target)])
             except (OSError, RuntimeError, ValueError) as error: # Of the remote's own client
                 raise RegistryError(f"DVC remote {remote}: {error}") from error
-        return remote
+        return repo.config["remote"][remote]["url"]
 
 # %% ../../nbs/lifecycle/11_storage.ipynb #557d88d7
 def fetch_bundle(
