@@ -401,7 +401,8 @@ def already_prepared(
         if data_set.is_flat:
             is_same = about.get("split") == split_record(data_set, settings)
         else:
-            is_same = about.get("split", {}) == data_set.split_record and about["raw_checksum"] == raw_checksum(data_set.all_images)
+            is_same = (about.get("split", {}) == data_set.split_record
+                       and about["raw_checksum"] == raw_checksum(data_set.all_images))
         if not is_same or about.get("additions", []) != data_set.addition_record:
             return None
         verify_shards(shards)
