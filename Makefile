@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
-	pytest coverage slow-notebooks oldest newest lab docs docs-check docs-changed training-page readme report training-report \
+	pytest coverage slow-notebooks oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
 	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
 	audit-dependencies sbom dist changelog-check
 
@@ -46,8 +46,9 @@ hooks: setup ## Check commits, and merge notebooks cell by cell, in this clone o
 	git config --local merge.nbdev-merge.name "notebooks, cell by cell"
 	git config --local merge.nbdev-merge.driver "$(BIN)/nbdev_merge %O %A %B %P"
 
+EXPERIMENT ?= quick
 run: setup ## The main job on rendered decks: data, training, evaluation, bundle, one prediction
-	card-classifier train --experiment quick $(OVERRIDES)
+	card-classifier train --experiment $(EXPERIMENT) $(OVERRIDES)
 
 train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Kaggle)
 	card-classifier data prepare
@@ -134,6 +135,24 @@ readme: setup ## Make README.md from nbs/index.ipynb
 
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
+
+data-pull: setup ## Get the data that data.dvc names from this machine's cache or the DVC remote
+	card-classifier data pull
+
+DATA_TESTS ?= tests/test_shards.py tests/test_audit.py tests/test_splits.py tests/test_data_versions.py
+data-tests: setup ## The tests of what reads and packs images
+	pytest $(DATA_TESTS)
+
+data-report: setup ## What data/ has changed since the commit BEFORE, and the newest run on it
+	python .github/scripts/data_report.py
+
+promoted: setup ## Get the bundle that a tag or an event put into production, and the one before it, into outputs/promoted/
+	python .github/scripts/promotion.py
+
+CANDIDATE ?= outputs/promoted/candidate
+AGAINST ?= outputs/promoted/before
+gate: setup ## Judge the bundle CANDIDATE beside the bundle AGAINST
+	card-classifier gate $(CANDIDATE) --against $(AGAINST)
 
 BASE ?= outputs/base
 training-report: setup ## What this checkout's newest run changes beside the one of the checkout BASE
