@@ -27,7 +27,7 @@ from card_classifier.lifecycle.registry import (
     registry_of, read_tags, run_git, tag_message,
 )
 from card_classifier.lifecycle.storage import (
-    BUNDLE_PATH, POINTER, bundle_digest, copy_files, pointer_of, push_bundles, registry_folder, store_bundle,
+    BUNDLE_PATH, POINTER, bundle_digest, lay_copy, pointer_of, push_bundles, registry_folder, store_bundle,
     version_folder,
 )
 
@@ -299,11 +299,10 @@ def version_tag(
     decision:Decision,
     moment:int,
 )->tuple[str, list[NewTag]]: # The version's name and commit in a tag to be made
-    "The tag that makes a bundle a version. The bundle goes into DVC's cache, and a copy to where a service takes it."
+    "The tag that makes a bundle a version; the bundle goes into DVC's cache."
     record, name = version_record(bundle), next_version(registry, decision.bump)
     title = f"{ARTIFACT} {name}: {record['name']}"
     commit = make_commit(root, commit_files(root, store_bundle(root, bundle), record), title, moment)
-    copy_files(bundle, registry_folder(root)/name)
     return name, [NewTag(f"{ARTIFACT}@{name}", commit, tag_message(title, decision.why, record))]
 
 def known_version(
@@ -352,6 +351,7 @@ def promote(
     title = f"{ARTIFACT} {name} is in {decision.stage}"
     number = f"{ARTIFACT}#{decision.stage}#{next_number(registry)}"
     make_tags(root, [*tags, NewTag(number, commit, tag_message(title, decision.why, record))], moment)
+    lay_copy(bundle, registry_folder(root)/name) # Only now: whoever was too late must not lay his own there
     folder, _ = take_stage(root, decision.stage)
     return Promotion(decision.stage, name, before.name if before else "", folder)
 
