@@ -21,6 +21,7 @@ from wandb_server import REGISTRY_ENTITY, wandb_server
 
 from card_classifier.bundle import BUNDLE_FILE, read_bundle, released_bundle, write_bundle
 from card_classifier.lifecycle.following import take_stage
+from card_classifier.lifecycle.gate import judge
 from card_classifier.lifecycle.promotion import Decision, TakenError, promote, rollback, share
 from card_classifier.lifecycle.registry import RegistryError, read_registry, run_git
 from card_classifier.lifecycle.storage import bundle_digest, version_folder
@@ -163,7 +164,7 @@ def test_a_service_follows_promotion_and_rollback_without_losing_a_request(origi
             rollback(root)
             wait_for(lambda: set(versions[-20:]) == {"colours-1"})
             share(root)
-            command(other, "models", "sync")
+            share(other)
             put(other, bundles[2])
             assert share(other).problem == "", "the service hears of it by git fetch only"
             wait_for(lambda: set(versions[-20:]) == {"colours-3"})
@@ -242,8 +243,12 @@ def test_the_gate_is_asked_and_can_be_overruled_with_a_reason(origin, bundles, t
     assert refused.returncode == 1 and "the gate refuses" in refused.stderr and "Traceback" not in refused.stderr
     assert "fail  networks" in refused.stdout and read_registry(root).moves == []
     assert "needs a reason" in one_line(command(root, "promote", bundles[0], "--stage", "production", "--force"))
-    forced = command(root, "promote", bundles[0], "--stage", "production", "--force", "--reason", "only colours")
-    assert forced.returncode == 0 and "next: card-classifier serve --bundle registry:production" in forced.stdout
+    forced = command(root, "promote", detector, "--stage", "production", "--force", "--reason", "try")
+    assert "the gate refuses it" in forced.stdout and "is overruled" in forced.stdout, forced
+    assert forced.returncode == 2 and "has no classifier" in forced.stderr, "what can't serve is promoted by no force"
+    report = judge(bundles[0], released_bundle())
+    assert not report.passed
+    promote(root, read_registry(root), bundles[0], Decision("production", "only colours", report.to_dict(), True))
     (move,) = read_registry(root).moves
     assert move.tag.why == "only colours" and move.tag.record["forced"] and not move.tag.record["gate"]["passed"]
     found = json.loads(command(root, "models", "--json").stdout)
@@ -366,7 +371,7 @@ def test_without_git_or_a_commit_the_message_says_what_to_do(origin, tmp_path):
     root = tmp_path / "unpacked"
     shutil.copytree(origin, root, ignore=shutil.ignore_patterns(".git", "outputs"))
     environment = {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
-    for arguments in (["models"], ["rollback"], ["promote", "latest", "--stage", "staging"]):
+    for arguments in (["rollback"], ["promote", "latest", "--stage", "staging"]):
         assert "is no git repository: git clone" in one_line(command(root, *arguments, **environment))
     tools = tmp_path / "tools"
     tools.mkdir()
