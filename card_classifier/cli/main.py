@@ -14,7 +14,8 @@ from .terminal import app
 
 # %% ../../nbs/cli/15_main.ipynb #67e77076
 GROUPS = (
-    "settings", "data", "training", "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
+    "settings", "data", "training", "experiments",
+    "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
     "gate")
 
 for group in GROUPS:
