@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import gto.api
 import httpx
 import pytest
@@ -24,8 +25,10 @@ from card_classifier.lifecycle.following import take_stage
 from card_classifier.lifecycle.gate import judge
 from card_classifier.lifecycle.promotion import Decision, TakenError, promote, rollback, share
 from card_classifier.lifecycle.registry import RegistryError, read_registry, run_git
+from card_classifier.lifecycle.runs import RUN_LOCK
 from card_classifier.lifecycle.storage import bundle_digest, version_folder
 from card_classifier.lifecycle.wandb_registry import tell_wandb
+from card_classifier.settings import Settings, save_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -388,6 +391,17 @@ def test_without_git_or_a_commit_the_message_says_what_to_do(origin, tmp_path):
         (["predict", "--bundle", "registry:v7", "photo.jpg"], "has no 'v7'"),
     ):
         assert words in one_line(command(root, *arguments))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a lock there is of another kind")
+def test_a_run_that_is_still_training_is_not_promoted(origin, bundles, tmp_path):
+    root = clone(origin, tmp_path, is_shared=False)
+    run = root / "outputs" / "20261125-120000-quick-training"
+    shutil.copytree(bundles[0], run / "bundle")
+    save_settings(run, Settings())
+    with filelock.FileLock(run / RUN_LOCK):  # As the process that trains holds it
+        said = one_line(command(root, "promote", "quick-training", "--stage", "staging"))
+    assert "is still training" in said and read_registry(root).moves == []
 
 
 def test_a_promotion_that_is_killed_leaves_the_registry_whole(origin, bundles, tmp_path):

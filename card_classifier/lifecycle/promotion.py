@@ -37,8 +37,9 @@ FIGURES = ("n", "n_correct", "accuracy", "accuracy_low", "accuracy_high")
 def headline_figures(
     info:BundleInfo,
 )->dict[str, dict]: # By what they were measured on
-    "The few figures of a bundle that tell versions apart."
-    measured = {"valid": info.metrics.get("whole_way", {}).get("valid") or info.classifier.metrics.get("valid", {}),
+    "The few figures of a bundle that tell versions apart. Raises `BundleError` without a classifier: it can't serve."
+    own = info.classifier.metrics.get("valid", {})
+    measured = {"valid": info.metrics.get("whole_way", {}).get("valid") or own,
                 **{name: info.metrics.get(name, {}) for name in ("composed_photographs", "real_photographs")}}
     found = {name: {one: values[one] for one in FIGURES if one in values} for name, values in measured.items()}
     return {name: values for name, values in found.items() if values}
