@@ -1,4 +1,4 @@
-"""Builds the docs site: `python reports/site_build.py`, or `make docs`.
+"""Builds the docs site: `make docs`, or `python reports/site_build.py [--processed]`.
 
 What nbdev does needs no Quarto: it executes the imports of each notebook, documents what is exported and resolves
 links. The pages that are no notebooks, the report and the changelog, are brought into `nbs/` first, and `llms.txt`
@@ -181,7 +181,8 @@ def process(force: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    process()
+    if "--processed" not in sys.argv[1:]:  # `make docs-check` has done so
+        process()
     if shutil.which("quarto") is None:
         print(f"processed into {PROCESSED.name}/; Quarto is not installed, so no HTML was made: https://quarto.org")
         sys.exit()

@@ -137,8 +137,9 @@ def test_predict_works_at_once_without_the_training_stack(fresh, tmp_path):
     ],
 )
 def test_a_command_without_its_packages_names_the_extra_that_brings_them(fresh, tmp_path, arguments, extra):
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "quick.yaml").write_text("defaults: [settings, _self_]\n")
+    experiment = tmp_path / "configs" / "experiment" / "quick.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.touch()
     recipe = tmp_path / "nbs" / "recipes" / "train.ipynb"
     recipe.parent.mkdir(parents=True)
     recipe.touch()  # what a checkout is recognised by

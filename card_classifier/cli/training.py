@@ -138,7 +138,7 @@ def example_rows(
 
 # %% ../../nbs/cli/04_training.ipynb #0473ebee
 EXPERIMENT_HELP = "quick (rendered decks), cpu or gpu (real data), detector (finds cards in photographs), " \
-    "or your own file under configs/"
+    "or your own file in configs/experiment/"
 
 @app.command()
 @one_line_errors
@@ -155,7 +155,7 @@ def train(
     settings = resumed_settings(run, overrides) if run else compose(experiment, overrides)
     from card_classifier.training.networks import check_arch
     check_arch(settings.model.arch)
-    run = run or new_run(root/"outputs", experiment, settings)
+    run = run or new_run(root/"outputs", experiment, settings, overrides=overrides)
     with only_trainer(run):
         save_settings(run, settings)
         typer.echo(f"run {run.name}", err=True)

@@ -35,7 +35,7 @@ from card_classifier.training.callbacks import (
     AverageWeights, Bfloat16, ProgressiveResizing, ReportProgress, SeedEachEpoch, StopWhenNotFinite,
 )
 from card_classifier.training.checkpoints import (
-    Checkpoint, KeepCheckpoints, latest_checkpoint, save_checkpoint, start_from_runs,
+    Checkpoint, KeepCheckpoints, latest_checkpoint, save_checkpoint, start_from_runs, write_history,
 )
 from .export import Parity
 from .networks import Weights, backbone_and_head
@@ -162,6 +162,16 @@ def figures(self:Task, network:nn.Module, metrics:dict)->dict[str, Any]:
     raise NotImplementedError
 
 @patch
+def predictions(self:Task, network:nn.Module, metrics:dict)->list[dict]:
+    "Examples from valid for a log: `image` (uint8), `what`, `truth`, `answer`, `probability`, `is_right`."
+    raise NotImplementedError
+
+@patch
+def confusion(self:Task, metrics:dict)->list[tuple[str, str, int]]:
+    "What valid images showed, what the network took it for, and how often; without what never happened."
+    raise NotImplementedError
+
+@patch
 def export(self:Task, network:nn.Module, metrics:dict, record:dict)->tuple[NetworkInfo, bytes]:
     "Description and ONNX file of the network for a bundle; `record` says where it came from."
     raise NotImplementedError
@@ -235,6 +245,7 @@ def train(
     if checkpoint:
         restore(learner, checkpoint)
         print(f"going on after epoch {checkpoint.epoch} of {settings.train.epochs}")
+    write_history(folder, learner.metrics[0].name, history)
     if len(history) < settings.train.epochs:
         rate = settings.train.learning_rate
         record = [KeepCheckpoints(folder, history), ReportProgress(folder)] if is_first else []
