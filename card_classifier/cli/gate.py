@@ -8,12 +8,12 @@ __all__ = ['Report', 'MIN_VISIBLE', 'JPEG_QUALITY', 'N_DECKS', 'STAND_IN', 'AGAI
            'stand_in_set', 'valid_sets', 'pictures_without_cards', 'photo_sets', 'judge_bundle', 'in_production',
            'compared_with', 'check_classes_named', 'print_report', 'gate']
 
-# %% ../../nbs/cli/16_gate.ipynb #49b225b7
+# %% ../../nbs/cli/16_gate.ipynb #6ec13ea9
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -215,19 +215,19 @@ def photo_sets(
     there:dict[str, Any], # `ShardFolder` by checksum
     limits:GateSettings,
     report:Report,
-)->list: # Of `PhotoSet`
+)->Iterator[Any]: # Of `PhotoSet`, each made when it is asked for
     "All photographs that both models are asked about."
     folder = (find_checkout() or Path.cwd())/"outputs"/"gate"
-    sets = valid_sets(candidate, production, there, limits, folder, report)
+    yield from valid_sets(candidate, production, there, limits, folder, report)
     if any(info and info.detector for info in (candidate, production)):
         real = next((shards for shards in there.values() if shards.kind == "real"), None)
         parts = [limits.n_scenes, limits.scene_size, limits.seed, real and real.checksum]
-        sets.append(kept_set(folder, "composed", parts,
-            lambda: composed_set(limits, laid_decks(real, limits.seed), report)))
+        yield kept_set(folder, "composed", parts,
+            lambda: composed_set(limits, laid_decks(real, limits.seed), report))
     pictures = pictures_without_cards()
     parts = [limits.n_empty, limits.scene_size, limits.seed, *(hashlib.sha256(file.read_bytes()).hexdigest()
         for file in pictures)]
-    return [*sets, kept_set(folder, "no card", parts, lambda: empty_set(limits, pictures, report))]
+    yield kept_set(folder, "no card", parts, lambda: empty_set(limits, pictures, report))
 
 # %% ../../nbs/cli/16_gate.ipynb #b042929c
 def judge_bundle(
@@ -248,20 +248,20 @@ def judge_bundle(
     beside = read_bundle(production) if production else None
     there = shards_here(filter(None, [info, beside]))
     here = {checksum: images_here(shards) for checksum, shards in there.items()}
-    sets = photo_sets(info, beside, there, limits, report) if "classifier" in info.networks else []
+    sets = photo_sets(info, beside, there, limits, report)
     return judge(candidate, production, sets, here, limits, accepted, report)
 
-# %% ../../nbs/cli/16_gate.ipynb #68ae5622
-def in_production()->Path|None: # Folder of its bundle; None: nothing was promoted, or there is no registry
-    "The bundle that is in production."
-    from card_classifier.lifecycle.following import RELEASED, promoted_bundle
-    from card_classifier.lifecycle.registry import RegistryError
+# %% ../../nbs/cli/16_gate.ipynb #99a00433
+def in_production()->Path|None: # Folder of its bundle; None: nothing was promoted, or there is no registry here
+    "The bundle that was promoted to production. Raises `RegistryError` if it can't be had."
+    from card_classifier.lifecycle.following import promoted_bundle
+    from card_classifier.lifecycle.registry import RegistryError, find_version, read_registry
     root = find_checkout()
     try:
-        folder, name = promoted_bundle(root, "production") if root else (None, RELEASED)
+        version = find_version(read_registry(root), "production") if root else None
     except RegistryError: # No git here
         return None
-    return folder if name != RELEASED else None
+    return promoted_bundle(root, "production")[0] if version else None
 
 def compared_with(
     against:str,    # As typed

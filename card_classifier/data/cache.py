@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .additions import ADDITIONS_FOLDER, with_additions
 from .layout import SPLITS, Progress, scan_folder
 from .shards import Sample, ShardFolder, has_shards, open_shards, prepare
 from .source import find_source
@@ -99,6 +100,8 @@ def ready_shards(
         return render_shards(settings, root, folder, progress)
     source = None if settings.source == "auto" else settings.source
     data_set = find_source(source, root / "outputs" / "raw", progress)
+    if folder == root / "data":
+        data_set = with_additions(data_set, root / ADDITIONS_FOLDER)
     return prepare(data_set, folder, progress=progress, settings=settings)
 
 # %% ../../nbs/data/05_cache.ipynb #685fcec1

@@ -71,11 +71,18 @@ class RawDataSet:
     csv_problems:list[str]  # Where `cards.csv` disagrees with the files
     kind:str = "real"       # `real`, or `deck` when our own renderer drew it: never to be mistaken for each other
     split_record:dict = field(default_factory=dict)  # How a flat folder was split; empty when it came with splits
+    additions:list[RawImage] = field(default_factory=list) # Training images from elsewhere, which no split is drawn of
+    addition_record:list[dict] = field(default_factory=list) # Where each addition came from, ready for JSON
 
     @property
     def is_flat(self)->bool:
         "Whether the images have no splits yet."
         return any(not image.split for image in self.images)
+
+    @property
+    def all_images(self)->list[RawImage]:
+        "Images and additions, sorted by path."
+        return sorted([*self.images, *self.additions], key=lambda image: image.path)
 
     def count(self, split:str)->int:
         "How many images a split holds."

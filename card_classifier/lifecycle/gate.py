@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Bundle', 'GateReport', 'judge_records', 'judge_answers', 'measured', 'judge']
 
-# %% ../../nbs/lifecycle/09_gate.ipynb #d513b6b5
-from collections.abc import Collection, Iterator, Mapping, Sequence
+# %% ../../nbs/lifecycle/09_gate.ipynb #b5167816
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -94,29 +94,31 @@ def judge_answers(
         yield check_calibration(compared, limits)
     yield check_time(compared, limits)
 
-# %% ../../nbs/lifecycle/09_gate.ipynb #1706bebd
+# %% ../../nbs/lifecycle/09_gate.ipynb #847081d7
 def measured(
     candidate:Path,
     production:Path|None,
-    photo_sets:Sequence[PhotoSet],
+    photo_sets:Iterable[PhotoSet], # Made one after the other, if need be
     limits:GateSettings,
     accepted:Collection[str],
     report:Report|None,
-)->Iterator[GateLine]:
-    "The checks on all photographs."
-    if not any(photo_set.photos for photo_set in photo_sets):
-        yield gate_line("answers", ["no photographs were given to judge it by"], [], "")
+)->tuple[list[GateLine], dict[str, dict]]: # The checks on all photographs, and what these were
+    "What both models answer."
+    lines, about = [], {}
     for photo_set in photo_sets:
         if photo_set.photos:
+            about[photo_set.name] = {"checksum": photo_set.checksum, "n": len(photo_set.photos), **photo_set.about}
             try:
-                yield from judge_answers(candidate, production, photo_set, limits, accepted, report)
-            except BundleError as error: # A network that can't be loaded, or answers with numbers that are not finite
-                yield gate_line(f"{photo_set.name}: answers", [str(error)], [], "")
+                lines += judge_answers(candidate, production, photo_set, limits, accepted, report)
+            except BundleError as error: # A network that can't be loaded, or answers with what is no number
+                lines.append(gate_line(f"{photo_set.name}: answers", [str(error)], [], ""))
+    return lines or [gate_line("answers", ["no photographs were given to judge it by"], [], "")], about
 
+# %% ../../nbs/lifecycle/09_gate.ipynb #b9027407
 def judge(
     candidate:Path,                      # Folder of the bundle that is judged
     production:Path|None=None,           # Folder of the one it is to replace; None: there is none yet
-    photo_sets:Sequence[PhotoSet]=(),    # What both are asked about
+    photo_sets:Iterable[PhotoSet]=(),    # What both are asked about; not looked at if the records refuse the bundle
     here:Mapping[str, ImagesHere]|None=None, # What is known about images, by their checksum
     limits:GateSettings|None=None,       # None: the default settings
     accepted:Collection[str]=(),         # Classes that may lose more images than `max_class_loss`
@@ -128,11 +130,12 @@ def judge(
         beside, found = check_files(Path(production))
         if beside is None:
             raise BundleError(f"the model in production can't be compared with: {found.words}")
-    lines = [files]
+    lines, about, pair = [files], {}, (Path(production), beside) if beside else None
     if info is not None:
-        pair = (Path(production), beside) if beside else None
         lines += judge_records((Path(candidate), info), pair, here or {}, limits)
-        if "classifier" in info.networks:
-            lines += measured(Path(candidate), production, photo_sets, limits, accepted, report)
-    about = {one.name: {"checksum": one.checksum, "n": len(one.photos), **one.about} for one in photo_sets}
+    if any(line.verdict == FAIL for line in lines):
+        lines.append(gate_line("answers", [], ["not asked, as the bundle is refused already"], ""))
+    else:
+        answers, about = measured(Path(candidate), production, photo_sets, limits, accepted, report)
+        lines += answers
     return GateReport(lines, info.model_version if info else "", beside.model_version if beside else "", about)
