@@ -142,12 +142,8 @@ def test_a_run_keeps_its_record(uninterrupted):
 def test_killed_and_resumed_it_ends_with_the_same_numbers(uninterrupted):
     process, run = start(*TINY)
     wait_for_checkpoint(run, process)
-    assert listed(run.name)["state"] == "training"
-    remove = [COMMAND, "runs", "remove", run.name, "--yes"]
-    refused = subprocess.run(remove, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "is being trained" in refused.stderr
     end_family(process, signal.SIGKILL)
-    assert listed(run.name)["state"] == "stopped" and listed(run.name)["epochs"] >= 1
+    assert listed(run.name)["state"] == "stopped"
     kept = sorted((run / "checkpoints").glob("*.safetensors"))
     assert not (run / "metrics.json").exists()
     if len(kept) > 1:  # the newest is cut in half too: the one before it is used
@@ -165,6 +161,10 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(uninterrupted):
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_behind():
     process, run = start(*TINY, "train.epochs=500")
     wait_for_checkpoint(run, process)
+    assert listed(run.name)["state"] == "training"
+    remove = [COMMAND, "runs", "remove", run.name, "--yes"]
+    refused = subprocess.run(remove, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "is being trained" in refused.stderr
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
