@@ -14,8 +14,9 @@ from .terminal import app
 
 # %% ../../nbs/cli/15_main.ipynb #67e77076
 GROUPS = (
-    "settings", "data", "training", "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
-    "gate")
+    "settings", "data", "training", "experiments",
+    "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
+    "gate", "reproduction")
 
 for group in GROUPS:
     import_module(f"card_classifier.cli.{group}")

@@ -26,7 +26,7 @@ from card_classifier.settings import (
 )
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
-CHANGEABLE = ("evaluation.test=", "tracking.") # How overrides begin that a run may go on with
+CHANGEABLE = ("evaluation.test=", "tracking.", "train.processes=") # How overrides begin that a run may go on with
 
 def resumed_settings(
     run:Path,            # Folder of the run
@@ -163,7 +163,7 @@ def stage_run(
     data_checksum:str,  # Of the shards that it is trained on
 )->Path:                # Its folder
     "The run of a stage: the one that is there if it is still what the recipe asks for, else a new one."
-    from card_classifier.lifecycle.release import changed_inputs, note_stage, run_name, set_aside, stage_inputs
+    from card_classifier.lifecycle.release import changed_inputs, code_sha256, run_name, set_aside, stage_inputs
     run, inputs = root/"outputs"/run_name(recipe.name, stage), stage_inputs(root, recipe, stage, data_checksum)
     changed = changed_inputs(run, inputs)
     if changed:
@@ -171,8 +171,11 @@ def stage_run(
             kept = set_aside(run)
         typer.echo(f"{run.name} begins anew, because of other {' and '.join(changed)}; what was there: {kept.name}")
     if not (run/SETTINGS_FILE).is_file():
-        run = new_run(root/"outputs", recipe.stages[stage].experiment, settings, run.name)
-        note_stage(root, run, recipe, stage, inputs)
+        if run.exists(): # Nothing of worth: the settings come before the first epoch
+            set_aside(run)
+        told, names = recipe.stages[stage], {"recipe": recipe.name, "stage": stage}
+        run = new_run(root/"outputs", told.experiment, settings, run.name, overrides=told.overrides, inputs=inputs,
+                      code_sha256=code_sha256(root), **names)
     return run
 
 # %% ../../nbs/cli/04_training.ipynb #d4a10006
@@ -230,7 +233,7 @@ def train(
     settings = resumed_settings(run, overrides) if run else compose(experiment, overrides)
     from card_classifier.training.networks import check_arch
     check_arch(settings.model.arch)
-    run = run or new_run(root/"outputs", experiment, settings)
+    run = run or new_run(root/"outputs", experiment, settings, overrides=overrides)
     train_run(root, run, settings)
     from card_classifier.training.tasks import TASKS # Here: the run starts seconds sooner
     typer.echo(f"next: {TASKS[settings.model.task].what_next.format(run=run.name)}")

@@ -24,7 +24,8 @@ from typing import Any
 from ..bundle import BUNDLE_FILE, BundleInfo, read_bundle
 from ..evaluation.metrics import METRICS_FILE
 from ..files import write_file
-from .release import LOCK_FILE, code_sha256, git, lock_sha256, read_run_file
+from .release import code_sha256
+from .runs import LOCK_FILE, git, lock_sha256, read_run_file
 from ..settings import SETTINGS_FILE
 
 # %% ../../nbs/lifecycle/05_reproduce.ipynb #a405443d
