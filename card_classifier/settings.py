@@ -8,7 +8,8 @@ __all__ = ['TYPE_WORDS', 'EARLIER_NAMES', 'SETTINGS_FILE', 'SettingsError', 'req
            'TrainSettings', 'EvaluationSettings', 'TrackingSettings', 'ExportSettings', 'Settings', 'ServeSettings',
            'SweepSettings', 'GateSettings', 'SettingRow', 'group_rows', 'setting_rows', 'is_checkout', 'find_checkout',
            'checkout', 'check_name', 'check_override', 'check_names', 'setting_field', 'search_range', 'experiments',
-           'choice_groups', 'as_settings', 'composed_values', 'compose', 'save_settings', 'load_settings']
+           'choice_groups', 'as_settings', 'composed_values', 'compose', 'combinations', 'save_settings',
+           'load_settings']
 
 # %% ../nbs/01_settings.ipynb #c7f470a4
 import dataclasses
@@ -571,6 +572,28 @@ def compose(
     for override in overrides:
         check_override(override, groups)
     return as_settings(composed_values(configs, experiment, overrides))
+
+# %% ../nbs/01_settings.ipynb #c69c00e1
+def combinations(
+    overrides:Iterable[str], # As typed: some with several values
+)->list[list[str]]:          # Overrides of one run each, in the order in which they were typed
+    "Every combination of the values. Raises `SettingsError` for what Hydra can't read."
+    import itertools
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    ways = []
+    for typed in overrides:
+        try:
+            override = OverridesParser.create().parse_override(typed)
+        except HydraException as error:
+            raise SettingsError(f"{typed!r} can't be read: {str(error).splitlines()[0]}") from None
+        is_countable = not override.is_sweep_override() or override.is_choice_sweep() or override.is_range_sweep()
+        require(is_countable, f"{typed!r}: list the values, as in {override.key_or_group}=a,b, or give a range(…)")
+        name = override.key_or_group
+        several = override.is_sweep_override()
+        ways.append([f"{name}={value}" for value in override.sweep_string_iterator()] if several else [typed])
+    return [list(chosen) for chosen in itertools.product(*ways)]
 
 # %% ../nbs/01_settings.ipynb #bc3997d6
 SETTINGS_FILE = "settings.yaml"
