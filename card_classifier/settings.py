@@ -360,8 +360,9 @@ class SweepSettings(SettingsGroup):
         minimum=1)
     retries:int = setting(2, "How often a trial whose worker died is tried again", minimum=0)
     keep:str = setting("best",
-        "Of which ended trials the checkpoints stay; their records and bundles stay in any case",
-        choices=("best", "all"))
+        "Of which ended trials the checkpoints stay; what the others logged stays", choices=("best", "all"))
+    finish:bool = setting(False,
+        "Let trials also judge and export their networks, which takes longer and changes nothing for the sweep")
 
 # %% ../nbs/01_settings.ipynb #553b1ec8
 @dataclass
@@ -581,6 +582,7 @@ def combinations(
     import itertools
 
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
     ways = []
     for typed in overrides:
@@ -588,10 +590,10 @@ def combinations(
             override = OverridesParser.create().parse_override(typed)
         except HydraException as error:
             raise SettingsError(f"{typed!r} can't be read: {str(error).splitlines()[0]}") from None
-        is_countable = not override.is_sweep_override() or override.is_choice_sweep() or override.is_range_sweep()
-        require(is_countable, f"{typed!r}: list the values, as in {override.key_or_group}=a,b, or give a range(…)")
-        name = override.key_or_group
-        several = override.is_sweep_override()
+        name, several = override.key_or_group, override.is_sweep_override()
+        listed = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+        is_fine = override.value_type in listed or not several
+        require(is_fine, f"{typed!r}: list the values, as in {name}=a,b, or give a range(…)")
         ways.append([f"{name}={value}" for value in override.sweep_string_iterator()] if several else [typed])
     return [list(chosen) for chosen in itertools.product(*ways)]
 

@@ -13,7 +13,9 @@ import typer
 from .terminal import app
 
 # %% ../../nbs/cli/15_main.ipynb #67e77076
-GROUPS = ("settings", "data", "training", "sweeps", "evaluation", "export", "bundle", "prediction", "serving", "records")
+GROUPS = (
+    "settings", "data", "training", "sweeps", "evaluation", "export", "bundle", "prediction",
+    "serving", "records")
 
 for group in GROUPS:
     import_module(f"card_classifier.cli.{group}")

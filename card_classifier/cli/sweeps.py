@@ -71,7 +71,7 @@ def show_best(
     from card_classifier.lifecycle.sweep import importances, trial_overrides, trial_records
     complete = [record for record in trial_records(study) if record["state"] == "complete"]
     if not complete:
-        raise CommandError(f"no trial of {sweep.name} is complete yet: card-classifier sweep {sweep.name} --status")
+        raise CommandError(f"no trial of {sweep.name} is complete yet: card-classifier sweep {sweep.as_typed} --status")
     best = (max if sweep.direction == "maximize" else min)(complete, key=lambda record: record["value"])
     weights = importances(study)
     rows = [(name, short(value), f"{100*weights[name]:.0f} %" if name in weights else "")
@@ -80,7 +80,9 @@ def show_best(
         f"{sweep.settings.metric} {short(best['value'])}"
     print_table(title, ["setting", "value", "importance"], rows)
     overrides = " ".join(trial_overrides(sweep, best["settings"]))
-    typer.echo(f"next: card-classifier train --experiment {sweep.settings.experiment} {overrides}")
+    typer.echo(f"the same again: card-classifier train --experiment {sweep.settings.experiment} {overrides}")
+    if not sweep.settings.finish:
+        typer.echo(f"next, to judge and export it: card-classifier train --resume {best['run']}")
 
 # %% ../../nbs/cli/12_sweeps.ipynb #061d6dba
 def write_wandb_file(
@@ -103,12 +105,11 @@ def write_trials(
 )->None:
     "Writes every trial, the space and the importances as JSON."
     from card_classifier.files import write_file
-    from card_classifier.lifecycle.space import identity
     from card_classifier.lifecycle.sweep import importances, trial_records
     space = {axis.name: {"low": axis.range.low, "high": axis.range.high, "is_log": axis.range.is_log,
              "choices": list(axis.range.choices)} for axis in sweep.axes}
     content = {"sweep": sweep.name, "metric": sweep.settings.metric, "direction": sweep.direction, "space": space,
-               "fixed": sweep.fixed, "identity": identity(sweep), "importances": importances(study),
+               "fixed": sweep.fixed, "importances": importances(study),
                "trials": trial_records(study)}
     write_file(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     typer.echo(f"{file}: {len(content['trials'])} trials")
@@ -123,10 +124,8 @@ def start_workers(
 )->list[subprocess.Popen]:
     "Starts further workers."
     from card_classifier.lifecycle.sweep import start_tied
-    trials = ["--trials", str(sweep.settings.trials)]
-    return [
-        start_tied([*COMMAND, "sweep", sweep.name, *trials, "--ends-with-parent"], folder/f"worker-{number}.log")
-        for number in range(2, n + 2)]
+    own = ["sweep", sweep.name, *sweep.typed, "--trials", str(sweep.settings.trials), "--ends-with-parent"]
+    return [start_tied([*COMMAND, *own], folder/f"worker-{number}.log") for number in range(2, n + 2)]
 
 def run_sweep(
     root:Path,     # The checkout
@@ -142,7 +141,7 @@ def run_sweep(
         work(Worker(sweep, study, root/"outputs", folder, COMMAND, lambda line: typer.echo(line, err=True)))
         codes = [process.wait() for process in others]
     except KeyboardInterrupt:
-        raise CommandError(f"stopped; go on with: card-classifier sweep {sweep.name}") from None
+        raise CommandError(f"stopped; go on with: card-classifier sweep {sweep.as_typed}") from None
     finally:
         for process in others:
             end(process)
@@ -156,6 +155,8 @@ def run_sweep(
 @needs("train")
 def sweep(
     name:Annotated[str, typer.Argument(help="A file of configs/sweep/")],
+    overrides:Annotated[list[str] | None, typer.Argument(
+        help="What all trials share besides, for instance data.source=deck; the same each time")] = None,
     trials:Annotated[int, typer.Option(min=0, help="Trials that are to end; 0: as the file says")] = 0,
     workers:Annotated[int, typer.Option(min=1, help="Processes that share the work")] = 1,
     status:Annotated[bool, typer.Option("--status", help="Show the trials and train nothing")] = False,
@@ -170,7 +171,7 @@ def sweep(
     if ends_with_parent:
         end_with_parent()
     root = checkout()
-    chosen = read_sweep(name, root/"configs", **({"trials": trials} if trials else {}))
+    chosen = read_sweep(name, root/"configs", overrides or [], **({"trials": trials} if trials else {}))
     if wandb_file:
         write_wandb_file(chosen, wandb_file)
     elif export:
@@ -182,4 +183,4 @@ def sweep(
     else:
         study = run_sweep(root, chosen, workers)
         show_status(chosen, study)
-        typer.echo(f"next: card-classifier sweep {name} --best")
+        typer.echo(f"next: card-classifier sweep {chosen.as_typed} --best")

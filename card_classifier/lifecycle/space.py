@@ -8,6 +8,7 @@ __all__ = ['WAYS', 'METRICS', 'FORBIDDEN', 'UNCOMPARED', 'named_range', 'Axis', 
 
 # %% ../../nbs/lifecycle/02_space.ipynb #c3d3eeb0
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,10 +90,11 @@ class Sweep:
     settings:SweepSettings
     axes:list[Axis]                               # In the file's order
     fixed:list[str] = field(default_factory=list) # Overrides of every trial
+    typed:list[str] = field(default_factory=list) # Further ones, from the command line
     configs:Path|None = None                      # Folder of all settings files; None: of the checkout
 
     def __post_init__(self):
-        self.fixed = [*self.fixed, "evaluation.test=false"]
+        self.fixed = [*self.fixed, *self.typed, "evaluation.test=false"]
         for axis in self.axes:
             reason = FORBIDDEN.get(axis.name, "")
             require(not reason, f"sweep {self.name!r} can't vary {axis.name}: {reason}")
@@ -109,6 +111,11 @@ class Sweep:
     def base(self)->Settings:
         "What the trials have in common."
         return compose(self.settings.experiment, self.fixed, self.configs)
+
+    @property
+    def as_typed(self)->str:
+        "How the sweep is named on the command line."
+        return " ".join([self.name, *self.typed])
 
     @property
     def direction(self)->str: # maximize or minimize
@@ -164,6 +171,7 @@ def axis_of(
 def read_sweep(
     name:str,               # Of a file in `configs/sweep/`, without .yaml
     configs:Path|None=None, # Folder of all settings files; None: configs/ of the checkout
+    typed:Iterable[str]=(), # Further overrides of every trial
     **changes:Any,          # Settings of the sweep that differ from the file's
 )->Sweep:
     "A sweep from its file. Raises `SettingsError` with one line if something in it can't work."
@@ -184,7 +192,7 @@ def read_sweep(
     unknown = ", ".join(repr(key) for key in said if key not in fields)
     require(not unknown, f"configs/sweep/{name}.yaml: unknown {unknown}; known are: space, fixed, {', '.join(fields)}")
     axes = [axis_of(setting, range_said) for setting, range_said in space.items()]
-    return Sweep(name, SweepSettings(**said | changes), axes, [str(override) for override in fixed], configs)
+    return Sweep(name, SweepSettings(**said | changes), axes, [*map(str, fixed)], list(typed), configs)
 
 # %% ../../nbs/lifecycle/02_space.ipynb #9445948d
 def wandb_parameter(

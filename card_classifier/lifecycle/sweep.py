@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STUDY_FILE', 'HISTORY_FILE', 'STATES', 'end_with_parent', 'start_tied', 'end', 'SweepError', 'open_storage',
            'make_sampler', 'make_pruner', 'refuse_foreign', 'open_study', 'logged_values', 'trial_overrides',
-           'trial_arguments', 'announced_run', 'Worker', 'report_epochs', 'follow_trial', 'try_trial', 'has_ended',
-           'put_back_dead', 'remove_checkpoints', 'after_trial', 'work', 'trial_records', 'importances']
+           'trial_arguments', 'announced_run', 'Worker', 'report_epochs', 'raise_failure', 'follow_trial', 'try_trial',
+           'has_ended', 'put_back_dead', 'remove_checkpoints', 'after_trial', 'work', 'trial_records', 'importances']
 
 # %% ../../nbs/lifecycle/03_sweep.ipynb #a60d218e
 import json
@@ -40,7 +40,7 @@ def start_tied(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent,
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
             env=os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"})
 
 def end(
@@ -128,7 +128,7 @@ def open_study(
     from filelock import FileLock
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if not is_worker and not (Path(folder)/STUDY_FILE).is_file():
-        raise SweepError(f"the sweep {sweep.name} has no trials yet: card-classifier sweep {sweep.name}")
+        raise SweepError(f"the sweep {sweep.name} has no trials yet: card-classifier sweep {sweep.as_typed}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(folder)/"study.lock"):
         storage = open_storage(folder, sweep)
@@ -206,42 +206,53 @@ class Worker(NamedTuple):
     say:Callable[[str], None] # Tells a person what happens
 
 def report_epochs(
-    trial:Any,             # Optuna's
+    trial:Any,               # Optuna's
     values:dict[int, float], # By epoch
-    done:int,              # Epochs reported before
-)->int:                    # Epochs reported now
-    "Tells Optuna of new epochs. Raises `TrialPruned` where one is enough."
+    done:int,                # Epochs reported before
+    last:int,                # The trial's last epoch
+)->int:                      # Epochs reported now
+    "Tells Optuna of new epochs. Raises `TrialPruned` where one is enough and others would follow."
     import optuna
     for epoch in sorted(epoch for epoch in values if epoch > done):
         trial.report(values[epoch], epoch)
         done = epoch
-        if trial.should_prune():
+        if done < last and trial.should_prune():
             raise optuna.TrialPruned(f"after epoch {epoch}")
     return done
+
+def raise_failure(
+    process:subprocess.Popen, # The training, ended
+    log:Path,                 # Its output
+    run:Path|None,            # Its folder, if it came so far
+    metric:str,               # That it should have logged
+)->None:
+    "Raises `SweepError` with what went wrong."
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = next((line for line in reversed(lines) if line.startswith("error:")), f"exit code {process.returncode}")
+    if process.returncode == 0:
+        said = f"the run {run.name if run else ''} logged no {metric} of its last epoch"
+    raise SweepError(f"{said.removeprefix('error: ')} (log: {log})")
 
 def follow_trial(
     worker:Worker,
     trial:Any,                # Optuna's
     process:subprocess.Popen, # The training
     log:Path,                 # Its output
+    n_epochs:int,             # How long it trains
 )->float:                     # The metric after the last epoch
-    "Reports what a training logs until it ends. Raises `SweepError` if it fails."
-    metric, done, run = worker.sweep.settings.metric, 0, None
+    "Reports what a training logs until it has what the sweep wants of it. Raises `SweepError` if it fails."
+    settings, done, run = worker.sweep.settings, 0, None
     while True:
         is_over = process.poll() is not None # Asked first: what is written until then is read below
         if run is None and (run := announced_run(worker.outputs, log)):
             trial.set_user_attr("run", run.name)
-        done = report_epochs(trial, logged_values(run, metric), done)
+        values = logged_values(run, settings.metric)
+        done = report_epochs(trial, values, done, n_epochs)
+        if done >= n_epochs and (is_over or not settings.finish):
+            return values[done]
         if is_over:
-            break
+            raise_failure(process, log, run, settings.metric)
         time.sleep(0.2)
-    if process.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = next((line for line in reversed(lines) if line.startswith("error:")), f"exit code {process.returncode}")
-        raise SweepError(f"{said.removeprefix('error: ')} (log: {log})")
-    if not done:
-        raise SweepError(f"the run {run.name if run else ''} logged no {metric} (log: {log})")
-    return logged_values(run, metric)[done]
 
 # %% ../../nbs/lifecycle/03_sweep.ipynb #ed0e7649
 def try_trial(
@@ -259,7 +270,8 @@ def try_trial(
     log = worker.folder/f"trial-{trial.number:04d}.log"
     process = start_tied([*worker.command, *trial_arguments(worker.sweep, values, left)], log)
     try:
-        return follow_trial(worker, trial, process, log)
+        n_epochs = values.get("train.epochs", worker.sweep.base.train.epochs)
+        return follow_trial(worker, trial, process, log, n_epochs)
     except SweepError as error:
         trial.set_user_attr("error", str(error))
         raise
