@@ -316,7 +316,8 @@ class ServeSettings(SettingsGroup):
     threads:int = setting(1, "Threads of the network in each worker", minimum=1)
     engine:str = setting("openvino", "Inference engine", choices=("openvino", "onnxruntime"))
     bundle:str = setting("",
-        "Folder of the bundle, watched for a new one; as an option also a run, or latest; empty: the released bundle",
+        "Folder of the bundle, watched for a new one; as an option also a run, latest, or registry:production, "
+        "which is followed; empty: the released bundle",
         variable="CARD_CLASSIFIER_BUNDLE")
     database:str = setting("sqlite:///records.sqlite",
         "Where answers are recorded: sqlite:///FILE, postgresql://…, or none", variable="CARD_CLASSIFIER_DATABASE")
@@ -335,6 +336,9 @@ class ServeSettings(SettingsGroup):
         "Longest time to finish what was accepted when the service is stopped, in seconds", above=0)
     watch_seconds:float = setting(2.0,
         "How often the bundle's folder is looked at, in seconds; 0: only on SIGHUP", minimum=0)
+    registry_seconds:float = setting(60.0,
+        "How often git's remote is asked what was promoted, where a stage of the registry is served, in seconds; "
+        "0: never", minimum=0)
     cors_origins:str = setting("", "Web pages that may call the API, separated by commas; empty: none")
     logs:str = setting("auto",
         "How the log is written; auto: readable on a terminal, else JSON", choices=("auto", "readable", "json"))

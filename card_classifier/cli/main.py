@@ -15,7 +15,7 @@ from .terminal import app
 # %% ../../nbs/cli/15_main.ipynb #67e77076
 GROUPS = (
     "settings", "data", "training", "sweeps", "evaluation", "export", "bundle", "prediction",
-    "serving", "records")
+    "serving", "records", "models")
 
 for group in GROUPS:
     import_module(f"card_classifier.cli.{group}")

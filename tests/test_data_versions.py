@@ -1,0 +1,259 @@
+"Versions of the data as people exchange and compare them: a bucket, a folder, full and offline ones, odd clones."
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_data import noise_jpeg, tiny_files, write_files
+
+from card_classifier.data.layout import scan_folder
+from card_classifier.data.remote import set_remote
+from card_classifier.data.shards import open_shards, prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = {"DVC_NO_ANALYTICS": "1", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "FORCE_COLOR": "", "COLUMNS": "200"}
+PERSON = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "protocol.file.allow=always"]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    "The output of a command that must succeed."
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | QUIET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def git(clone: Path, *arguments: str) -> str:
+    "Git for a person who exists only here."
+    return run("git", *PERSON, *arguments, cwd=clone)
+
+
+def dvc(clone: Path, *arguments: str) -> str:
+    "DVC itself, as people may call it beside our commands."
+    return run(sys.executable, "-m", "dvc", *arguments, cwd=clone)
+
+
+def start(clone: Path, *arguments: str, **options) -> subprocess.Popen:
+    "A command of this project in a clone."
+    program = "from card_classifier.cli.main import app; app()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=options.pop("cwd", clone), text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | QUIET | {"PYTHONPATH": str(clone), "CARD_CLASSIFIER_DATA": ""}, **options,
+    )  # fmt: skip
+
+
+def ours(clone: Path, *arguments: str, **options) -> str:
+    "What a command of this project says when it succeeds."
+    process = start(clone, *arguments, **options)
+    output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
+    return output
+
+
+def refused(clone: Path, *arguments: str, **options) -> str:
+    "The one line with which a command refuses."
+    process = start(clone, *arguments, **options)
+    output, errors = process.communicate()
+    lines = [line for line in errors.splitlines() if "━" not in line and line.strip()]
+    assert process.returncode == 2, output + errors
+    assert len(lines) == 1 and lines[0].startswith("error: "), errors
+    return lines[0]
+
+
+def install(clone: Path) -> Path:
+    "Puts this package into a clone, so that it counts as the checkout that the package belongs to."
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "card_classifier", clone / "card_classifier", ignore=ignored)
+    (clone / "configs").mkdir()
+    (clone / "nbs" / "recipes").mkdir(parents=True)
+    (clone / "nbs" / "recipes" / "train.ipynb").touch()
+    return clone
+
+
+def clone_of(clone: Path, target: Path, *options: str) -> Path:
+    "Somebody else's clone."
+    git(clone.parent, "clone", "-q", *options, f"file://{clone}", str(target))
+    return install(target)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory) -> Path:
+    "A repository with two versions of a tiny data set, in a folder with a space and an umlaut."
+    folder = tmp_path_factory.mktemp("versions") / "Karten für alle" / "mine"
+    folder.mkdir(parents=True)
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    shutil.copy(ROOT / ".dvcignore", folder)
+    (folder / ".gitignore").write_text("/data/\n/card_classifier/\n/configs/\n/nbs/\n/outputs/\n.*.lock\n*.draft\n")
+    git(folder, "init", "-q", "-b", "main")
+    files = tiny_files(1)
+    for message in ("first data", "a joker was an ace"):
+        raw = write_files(folder.parent / message, files)
+        prepare(scan_folder(raw, name="tiny"), folder / "data")
+        dvc(folder, "add", "-q", "data")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", message)
+        files["train/ace of clubs/002.jpg"] = files["train/joker/001.jpg"]
+        files["train/joker/001.jpg"] = noise_jpeg(1000)
+    return install(folder)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    "A server that speaks the protocol of Google Cloud Storage, with a bucket called cards."
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = tmp_path_factory.mktemp("bucket")
+    program = Path(sys.executable).with_name("gcp-storage-emulator")
+    options = ["start", "--host", "127.0.0.1", "--port", str(port), "--default-bucket", "cards", "--quiet"]
+    server = subprocess.Popen(
+        [program, "-d", str(place), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(600):
+        if server.poll() is not None or socket.socket().connect_ex(("127.0.0.1", port)) == 0:
+            break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+def use_bucket(clone: Path, endpoint: str) -> None:
+    "What a person with a server of their own writes for one clone."
+    section = f"['remote \"storage\"']\n    endpointurl = {endpoint}\n    allow_anonymous_login = true\n"
+    (clone / ".dvc" / "config.local").write_text(section)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    "Every file in a folder."
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------- remotes
+
+def test_the_remote_of_this_project_is_a_folder_beside_the_checkout(history):
+    assert ours(history, "data", "remote").strip() == f"remote: {history.parent / 'card-classifier-storage'}"
+
+
+def test_a_bucket_takes_a_version_and_gives_it_to_another_clone(history, bucket, tmp_path):
+    mine = clone_of(history, tmp_path / "mine")
+    shutil.copytree(history / "data", mine / "data")
+    said = ours(mine, "data", "remote", "gs://cards/some-data")
+    assert "written into .dvc/config; commit it" in said
+    use_bucket(mine, bucket)
+    git(mine, "commit", "-qam", "the bucket")
+    assert "6 files sent to gs://cards/some-data" in ours(mine, "data", "push")  # five shards' files and their list
+    assert "nothing to send" in ours(mine, "data", "push")
+    assert "in sync" in dvc(mine, "status", "--cloud", "data.dvc")
+
+    theirs = clone_of(mine, tmp_path / "theirs ü")
+    use_bucket(theirs, bucket)
+    said = ours(theirs, "data", "pull", cwd=tmp_path)
+    assert "6 files fetched from gs://cards/some-data" in said and "data/ and data.dvc agree" in said
+    assert content(theirs / "data") == content(history / "data")
+
+    set_remote(theirs, "gs://no-such-bucket")
+    assert "there is no bucket gs://no-such-bucket" in refused(theirs, "data", "push")
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    use_bucket(theirs, f"http://127.0.0.1:{port}")
+    began = time.monotonic()
+    assert "can't be reached: everything else works without it" in refused(theirs, "data", "push")
+    assert time.monotonic() - began < 30  # Google's client alone would try for longer
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 64 kB."
+    disk = tmp_path / "small disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_said_and_the_next_push_goes_on(history, small_disk, tmp_path):
+    mine = clone_of(history, tmp_path / "mine")
+    shutil.copytree(history / "data", mine / "data")
+    set_remote(mine, str(small_disk / "storage"))
+    assert "there is no space left" in refused(mine, "data", "push")
+    whole = content(mine / "data").values()
+    arrived = [file for file in (small_disk / "storage").rglob("*") if file.is_file() and file.suffix != ".tmp"]
+    assert all(file.read_bytes() in whole for file in arrived)  # nothing that only looks like a file
+    subprocess.run(["mount", "-o", "remount,size=5m", small_disk], check=True)
+    assert "files sent to" in ours(mine, "data", "push")
+
+
+def test_a_version_that_is_nowhere_is_not_up_to_date(history, tmp_path):
+    theirs = clone_of(history, tmp_path / "theirs")
+    set_remote(theirs, str(tmp_path / "empty"))
+    assert "is neither on this machine nor in" in refused(theirs, "data", "push")
+    assert "is neither on this machine nor in" in refused(theirs, "data", "pull")
+
+
+# ------------------------------------------------------------------------------------------ odd clones
+
+def test_images_that_no_version_holds_are_kept(history, tmp_path):
+    theirs = clone_of(history, tmp_path / "theirs")
+    set_remote(theirs, str(tmp_path / "storage"))
+    shutil.copytree(history / "data", theirs / "data")
+    ours(theirs, "data", "push")
+    prepare(scan_folder(write_files(tmp_path / "raw", tiny_files(2))), theirs / "data")
+    before = content(theirs / "data")
+    assert "note: data/ differs from data.dvc" in ours(theirs, "data", "push")
+    assert "left as it is" in refused(theirs, "data", "pull")
+    assert content(theirs / "data") == before
+    ours(theirs, "data", "pull", "--force")
+    assert content(theirs / "data") == content(history / "data")
+
+
+def test_a_shallow_clone_pulls_and_says_why_it_has_no_past(history, tmp_path):
+    set_remote(history, str(history.parent / "card-classifier-storage"))
+    ours(history, "data", "push")
+    git(history, "checkout", "-q", ".dvc/config")
+    theirs = clone_of(history, history.parent / "shallow", "--depth", "1")
+    assert "data/ and data.dvc agree" in ours(theirs, "data", "pull")
+    assert "this clone is shallow: git fetch --unshallow" in refused(theirs, "data", "diff", "HEAD~1")
+
+
+def test_a_folder_without_git_says_so(history, tmp_path):
+    shutil.copytree(history, tmp_path / "unzipped", ignore=shutil.ignore_patterns(".git", "cache", "tmp"))
+    assert "no git clone" in refused(tmp_path / "unzipped", "data", "push")
+    assert "is no git clone, so it has no revisions" in refused(tmp_path / "unzipped", "data", "diff", "HEAD")
+    assert "not compared with data.dvc" in ours(tmp_path / "unzipped", "data")
+
+
+# ------------------------------------------------------------------------------------------ differences
+
+def test_two_revisions_are_compared_though_this_clone_has_neither(history, tmp_path):
+    set_remote(history, str(tmp_path / "storage"))
+    dvc(history, "push", "-q", "--all-commits", "data.dvc")
+    git(history, "checkout", "-q", ".dvc/config")
+    theirs = clone_of(history, tmp_path / "theirs")
+    set_remote(theirs, str(tmp_path / "storage"))
+    told = json.loads(ours(theirs, "data", "diff", "HEAD~1", "main", "--json", "--page", str(tmp_path / "page.html")))
+    assert [len(told[kind]) for kind in ("added", "removed", "relabelled", "moved", "changed")] == [1, 0, 1, 0, 0]
+    assert told["relabelled"][0]["class_before"] == "joker" and told["relabelled"][0]["class"] == "ace of clubs"
+    assert told["added"][0]["path"] == "train/joker/001.jpg"
+    assert told["balance"]["train"]["ace of clubs"] == [1, 2] and told["unchanged"] == 158
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 2 and "http" not in page
+    assert not (theirs / "data").exists() and not list((theirs / ".dvc" / "tmp").glob("version-*"))
+
+
+def test_a_revision_is_compared_with_a_folder_of_raw_images(history):
+    raw = history.parent / "first data"
+    assert json.loads(ours(history, "data", "diff", "HEAD~1", str(raw), "--json"))["unchanged"] == 159
+    assert re.search(r"relabelled +│ 1 ", ours(history, "data", "diff", str(raw)))
+    assert open_shards(history / "data").counts["train"] == 54
+    empty = history.parent / "nothing here"
+    empty.mkdir()
+    assert "no `train` folder in it" in refused(history, "data", "diff", str(empty))
