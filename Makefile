@@ -3,9 +3,10 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks run train check test lint ruff clean-notebooks export-check contracts rhythm notebooks pytest coverage \
-	lab docs docs-check docs-changed readme report benchmark quality studies serve load serving-benchmark attacks \
-	image image-test clean lock
+.PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
+	pytest coverage slow-notebooks oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
+	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
+	audit-dependencies sbom dist changelog-check
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -45,8 +46,9 @@ hooks: setup ## Check commits, and merge notebooks cell by cell, in this clone o
 	git config --local merge.nbdev-merge.name "notebooks, cell by cell"
 	git config --local merge.nbdev-merge.driver "$(BIN)/nbdev_merge %O %A %B %P"
 
+EXPERIMENT ?= quick
 run: setup ## The main job on rendered decks: data, training, evaluation, bundle, one prediction
-	card-classifier train --experiment quick
+	card-classifier train --experiment $(EXPERIMENT) $(OVERRIDES)
 
 train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Kaggle)
 	card-classifier data prepare
@@ -54,15 +56,26 @@ train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Ka
 
 check: setup ruff export-check contracts rhythm docs-changed ## What to run while editing, in about a minute
 
-test: setup lint export-check contracts rhythm docs-check notebooks pytest coverage ## All checks
+test: setup lint commit-checks export-check contracts rhythm docs-check notebooks pytest coverage ## All checks
 
 lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
-	zizmor --offline --quiet .github/workflows
+	zizmor --offline --quiet .github
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+
+commit-checks: setup ## What `make hooks` checks at a commit, on all files
+	pre-commit run --all-files --show-diff-on-failure
 
 ruff: setup ## Ruff on notebooks and tests; and names that the package uses and only a hidden cell imports
 	ruff check .
 	ruff check --isolated --select F821,F822,F823 --target-version py311 card_classifier
+
+file-checks: setup ## No private keys, markers of conflicts or large files in git; files end with one newline
+	git ls-files -z | xargs -0 -n 2000 detect-private-key
+	git ls-files -z | xargs -0 -n 2000 check-merge-conflict --assume-in-merge
+	git ls-files -z ':!card_classifier/released' | xargs -0 -n 2000 check-added-large-files --enforce-all --maxkb=3000
+	git ls-files -z ':!card_classifier' ':!data.dvc' ':!*.ipynb' | xargs -0 grep -IlZ '' | xargs -0 -n 2000 end-of-file-fixer
 
 clean-notebooks: setup ## Remove from notebooks what changes with every run
 	nbdev_clean
@@ -85,15 +98,27 @@ pytest: setup ## What a notebook cannot test: processes, faults, fresh installs
 
 coverage: setup ## Coverage of the exported package, notebooks and pytest together
 	coverage combine --quiet
+	mkdir -p outputs && coverage xml --quiet -o outputs/coverage.xml
+	test -z "$${GITHUB_STEP_SUMMARY:-}" || coverage report --format=markdown >> "$$GITHUB_STEP_SUMMARY"
 	coverage report --fail-under=85
+
+SLOW ?= nbs
+slow-notebooks: setup ## The cells that `make test` leaves out because they take long
+	nbdev_test --path $(SLOW) --flags slow --n_workers 2 --timing --do_print
+
+EXTRAS ?= serve train parquet
+oldest: setup ## Test with the oldest versions that settings.ini allows, in an environment of their own
+	python tests/ranges.py oldest $(EXTRAS)
+
+newest: setup ## The same with the newest
+	python tests/ranges.py newest $(EXTRAS)
 
 lab: setup ## JupyterLab on nbs/; saved notebooks are cleaned
 	nbdev_trust
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" jupyter lab --notebook-dir nbs
 
-docs: setup ## Build the site into _docs/, where Quarto is installed; without it, process and check it
-	python reports/site_build.py
-	python tests/docs_check.py --changed
+docs: docs-check ## Build the site into _docs/, where Quarto is installed; without it, process and check it
+	python reports/site_build.py --processed
 
 docs-check: setup ## Process every page of the site and check its links and pictures; needs no Quarto
 	python tests/docs_check.py
@@ -101,12 +126,37 @@ docs-check: setup ## Process every page of the site and check its links and pict
 docs-changed: setup ## The same for pages that have changed
 	python tests/docs_check.py --changed
 
+training-page: setup ## Put the newest run's executed notebook into the docs, where the training recipe stands
+	python reports/training_page.py
+
 readme: setup ## Make README.md from nbs/index.ipynb
 	$(call execute,nbs/index.ipynb)
 	python reports/readme.py
 
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
+
+data-pull: setup ## Get the data that data.dvc names from this machine's cache or the DVC remote
+	card-classifier data pull
+
+DATA_TESTS ?= tests/test_shards.py tests/test_audit.py tests/test_splits.py tests/test_data_versions.py
+data-tests: setup ## The tests of what reads and packs images
+	pytest $(DATA_TESTS)
+
+data-report: setup ## What data/ has changed since the commit BEFORE, and the newest run on it
+	python .github/scripts/data_report.py
+
+promoted: setup ## Get the bundle that a tag or an event put into production, and the one before it, into outputs/promoted/
+	python .github/scripts/promotion.py
+
+CANDIDATE ?= outputs/promoted/candidate
+AGAINST ?= outputs/promoted/before
+gate: setup ## Judge the bundle CANDIDATE beside the bundle AGAINST
+	card-classifier gate $(CANDIDATE) --against $(AGAINST)
+
+BASE ?= outputs/base
+training-report: setup ## What this checkout's newest run changes beside the one of the checkout BASE
+	python .github/scripts/training_report.py $(BASE)
 
 benchmark: setup ## Measure times on this machine: nbs/studies/benchmark.ipynb and training_speed.ipynb, in place
 	$(call execute,nbs/studies/benchmark.ipynb nbs/studies/training_speed.ipynb)
@@ -144,8 +194,32 @@ image: ## Build the container image (TARGET=train for the training stack), with 
 image-test: ## Start the built image for real: read-only, unprivileged; size, readiness, health, stopping
 	$(ANY_PYTHON) tests/image/check.py $(TARGET)
 
+image-file: ## Write the built image to outputs/image/image.tar, which can be scanned, moved and pushed
+	$(ANY_PYTHON) tests/image/push.py save $(TARGET)
+
+image-push: ## Push outputs/image/image.tar to ARTIFACT_REGISTRY (host/project/repository); a login must be there
+	$(ANY_PYTHON) tests/image/push.py push
+
+BUNDLE ?= card_classifier/released
+image-bundle-test: setup ## Start the built image with the bundle BUNDLE and compare its answers with the bundle's own
+	python tests/image/bundle.py $(BUNDLE)
+
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
 
 lock: ## Resolve requirements.lock anew, for every platform and Python 3.11 to 3.13
 	uv pip compile --quiet --universal --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
+
+AUDIT ?= --vulnerability-service osv
+audit-dependencies: setup ## Known vulnerabilities of the versions in requirements.lock (needs a network)
+	pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off --strict $(AUDIT)
+
+sbom: setup ## The bill of materials of requirements.lock, as CycloneDX, into outputs/sbom.cdx.json
+	mkdir -p outputs && cyclonedx-py requirements --output-reproducible --output-file outputs/sbom.cdx.json requirements.lock
+
+dist: setup ## The package as it goes to PyPI, into dist/
+	rm -rf dist && uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+	python tests/dist_check.py
+
+changelog-check: setup ## Whether TAG (v1.2.0) may be released: one version everywhere, and a changelog that says what changed
+	python .github/scripts/changelog.py

@@ -1,4 +1,4 @@
-"""Builds the docs site: `python reports/site_build.py`, or `make docs`.
+"""Builds the docs site: `make docs`, or `python reports/site_build.py [--processed]`.
 
 What nbdev does needs no Quarto: it executes the imports of each notebook, documents what is exported and resolves
 links. The pages that are no notebooks, the report and the changelog, are brought into `nbs/` first, and `llms.txt`
@@ -122,6 +122,9 @@ def finish_links(text: str) -> str:
     return re.sub(r"(card_classifier/[\w/]+\.html#\w+)\.\w+", r"\1", text)
 
 
+HTML_BLOCK = "````{=html}"  # Pandoc's fence of HTML in Markdown; four strokes, because HTML may hold three
+
+
 def finish_cell(cell: nbformat.NotebookNode) -> None:
     "Gives a cell's pictures their alternative text as Quarto reads it, and its signature without Markdown."
     if re.search(r"^#\|\s*output:\s*false", cell.source, re.MULTILINE):
@@ -129,6 +132,11 @@ def finish_cell(cell: nbformat.NotebookNode) -> None:
     quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
     cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
     for output in cell.get("outputs", []):
+        html = "".join(output.get("data", {}).get("text/html", ""))
+        if html and "<script" not in html:
+            # Quarto takes an HTML output for a widget and loads jQuery and require.js from another host for it
+            del output.data["text/html"]
+            output.data["text/markdown"] = f"{HTML_BLOCK}\n{html.rstrip()}\n{HTML_BLOCK[:4]}"
         about = [one for one in output.get("metadata", {}).values() if isinstance(one, dict)]
         kept = [one["alt"] for one in about if "alt" in one]
         if "keep(" in cell.source:
@@ -173,7 +181,8 @@ def process(force: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    process()
+    if "--processed" not in sys.argv[1:]:  # `make docs-check` has done so
+        process()
     if shutil.which("quarto") is None:
         print(f"processed into {PROCESSED.name}/; Quarto is not installed, so no HTML was made: https://quarto.org")
         sys.exit()

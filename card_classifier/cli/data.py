@@ -17,6 +17,7 @@ import typer
 
 from .settings import setting_option
 from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
+from ..data.additions import ADDITIONS_FOLDER, with_additions
 from ..data.cache import all_shards_folders
 from ..data.remote import VersionError, find_remote, pull, push, set_remote
 from ..data.shards import ShardFolder, dvc_status, has_shards, open_shards, prepare
@@ -105,6 +106,8 @@ def data_prepare(
     settings = DataSettings(valid_fraction=valid_fraction, test_fraction=test_fraction, split_seed=split_seed)
     with progress_bars() as report:
         data_set = find_source(source or None, root/"outputs"/"raw", report)
+        if target == root/"data":
+            data_set = with_additions(data_set, root/ADDITIONS_FOLDER)
         shards = prepare(data_set, target, progress=report, settings=settings)
     for problem in data_set.csv_problems:
         typer.echo(f"cards.csv: {problem}; the disk wins")

@@ -14,8 +14,9 @@ from .terminal import app
 
 # %% ../../nbs/cli/15_main.ipynb #67e77076
 GROUPS = (
-    "settings", "data", "training", "sweeps", "evaluation", "export", "bundle", "prediction",
-    "serving", "records", "models")
+    "settings", "data", "training", "experiments", "sweeps",
+    "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
+    "gate")
 
 for group in GROUPS:
     import_module(f"card_classifier.cli.{group}")

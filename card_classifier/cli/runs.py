@@ -7,6 +7,7 @@ __all__ = ['REGISTRY', 'new_run', 'find_run', 'find_bundle']
 
 # %% ../../nbs/cli/02_runs.ipynb #c83a89b0
 import itertools
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -18,16 +19,23 @@ def new_run(
     outputs:Path,      # Folder of all runs
     experiment:str,    # For the name
     settings:Settings, # Of the run
+    name:str="",       # Of the folder; empty: when it was, the experiment and the network
+    *,
+    overrides:Iterable[str]=(), # As typed, for the record
+    **told:object,     # What else is to be noted, such as `sweep` and `trial`
 )->Path:               # The run's new folder
-    "Makes a folder for a run and keeps its settings there."
+    "Makes a folder for a run and keeps there its settings, and what it is made from."
+    from card_classifier.lifecycle.runs import note, origin_now
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{moment}-{experiment}-{settings.model.arch}"
+    name = name or f"{moment}-{experiment}-{settings.model.arch}"
+    origin = origin_now(find_checkout() or Path(outputs))
     for number in itertools.count(1):
         run = Path(outputs)/(name if number == 1 else f"{name}-{number}")
         try:
             run.mkdir(parents=True)
         except FileExistsError:
             continue
+        note(run, name=run.name, experiment=experiment, overrides=list(overrides), **origin, **told)
         save_settings(run, settings)
         return run
 

@@ -29,7 +29,7 @@ from card_classifier.settings import (
 )
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
-CHANGEABLE = ("evaluation.test=", "tracking.") # How overrides begin that a run may go on with
+CHANGEABLE = ("evaluation.test=", "tracking.", "train.processes=") # How overrides begin that a run may go on with
 
 def resumed_settings(
     run:Path,            # Folder of the run
@@ -239,7 +239,7 @@ def train(
     settings = resumed_settings(run, overrides) if run else compose(experiment, overrides)
     from card_classifier.training.networks import check_arch
     check_arch(settings.model.arch)
-    run = run or new_run(root/"outputs", experiment, settings)
+    run = run or new_run(root/"outputs", experiment, settings, overrides=overrides)
     train_run(root, run, settings)
     print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
     from card_classifier.training.tasks import TASKS # Here: the run starts seconds sooner

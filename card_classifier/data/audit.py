@@ -276,7 +276,7 @@ def measure_pairs(
     "Measures every candidate exactly."
     @lru_cache(maxsize=1024)
     def resized(index:int)->dict[int, np.ndarray]:
-        whole = Image.fromarray(decode_image(images[index].file))
+        whole = Image.fromarray(decode_image(images[index].read()))
         return {size: np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC))
                 for size in (REPEAT_SIZE, PATCH_IMAGE_SIZE)}
 

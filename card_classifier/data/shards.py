@@ -22,7 +22,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..cards import CLASS_NAMES
@@ -159,6 +159,8 @@ def usable_images(
     "The images that can be decoded. Raises `ShardError` when a class has none left in a split."
     corrupt = {item.path for item in found.corrupt}
     readable = [image for image in data_set.images if image.path not in corrupt]
+    added = {image.path for image in data_set.additions}
+    readable.sort(key=lambda image: image.path in added) # Last, so that only the last training shard changes
     splits = {split: [image for image in readable if image.split == split] for split in SPLITS}
     for split, images in splits.items():
         present = {image.class_name for image in images}
@@ -170,7 +172,7 @@ def usable_images(
 
 
 def shard_plan(
-    splits:dict[str, list[RawImage]], # Split to images
+    splits:dict[str, list[RawImage]], # Split to images, in the order in which they are packed
 )->dict[str, tuple[int, list[RawImage]]]: # File name to number of its first image and its images
     "Which images go into which shard."
     return {f"{split}-{start // IMAGES_PER_SHARD:03d}.tar": (start, images[start:start + IMAGES_PER_SHARD])
@@ -205,7 +207,8 @@ def describe_shards(
         "counts": {split: len(images) for split, images in splits.items()}, "files": files, "checksum": checksum,
         "raw_checksum": found.checksum, "audit": about, "leaking": leaking,
     }
-    return description | ({"split": data_set.split_record} if data_set.split_record else {})
+    beside = {"split": data_set.split_record, "additions": data_set.addition_record}
+    return description | {key: value for key, value in beside.items() if value}
 
 # %% ../../nbs/data/04_shards.ipynb #e6ffb658
 @dataclass(frozen=True)
@@ -326,7 +329,7 @@ class ShardFolder(AuditedDescription):
     loaded:dict[str, list[Sample]] = field(default_factory=dict) # Samples of each split, read when first asked for
 
     def samples(self, split:str, with_excluded:bool=False)->list[Sample]:
-        "The samples of a split in order of their paths; `with_excluded` also those that training leaves out."
+        "The samples of a split by path, additions last; `with_excluded` also those that training leaves out."
         if split not in SPLITS:
             raise ShardError(f"there is no split '{split}', only {', '.join(SPLITS)}")
         if split not in self.loaded:
@@ -398,8 +401,9 @@ def already_prepared(
         if data_set.is_flat:
             is_same = about.get("split") == split_record(data_set, settings)
         else:
-            is_same = "split" not in about and about["raw_checksum"] == raw_checksum(data_set.images)
-        if not is_same:
+            is_same = (about.get("split", {}) == data_set.split_record
+                       and about["raw_checksum"] == raw_checksum(data_set.all_images))
+        if not is_same or about.get("additions", []) != data_set.addition_record:
             return None
         verify_shards(shards)
     except (ShardError, KeyError):
@@ -457,6 +461,8 @@ def prepare(
         if data_set.is_flat:
             data_set = split_data_set(data_set, audit or make_audit(data_set, progress), settings)
             audit = None  # Which images leave training is known only now
+        if data_set.additions:
+            data_set, audit = replace(data_set, images=data_set.all_images), None
         return pack_shards(data_set, folder, audit or make_audit(data_set, progress), progress)
 
 # %% ../../nbs/data/04_shards.ipynb #a9bbbd2a

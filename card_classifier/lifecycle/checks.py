@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PASS', 'WARN', 'FAIL', 'GateLine', 'gate_line', 'check_files', 'check_networks', 'started_from', 'ancestry_gaps',
-           'check_ancestry', 'check_code', 'bundle_megabytes', 'check_size']
+           'check_ancestry', 'check_code', 'ImagesHere', 'learned_from', 'check_images', 'check_licence',
+           'runs_with_leaks', 'check_leaks', 'bundle_megabytes', 'check_size']
 
-# %% ../../nbs/lifecycle/07_checks.ipynb #a48547e1
-from collections.abc import Iterable
+# %% ../../nbs/lifecycle/07_checks.ipynb #daecf3a0
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def check_networks(
                             f"--{kind} RUN")
     found = [f"{kind} {network.architecture}, {network.input_size} px, {network.bits} bits"
              for kind, network in candidate.networks.items()]
-    return gate_line("networks", problems, [], "; ".join(found), networks=sorted(candidate.networks))
+    doubts = [] if candidate.detector else ["it has no detector: it reads single cards, and finds none on a table"]
+    return gate_line("networks", problems, doubts, "; ".join(found), networks=sorted(candidate.networks))
 
 # %% ../../nbs/lifecycle/07_checks.ipynb #e49bc756
 def started_from(
@@ -128,6 +130,81 @@ def check_code(
     elif version and " " not in version:
         doubts.append(f"{version}: made outside of a checkout, so no commit is known")
     return gate_line("code", problems, doubts, version, code_version=version)
+
+# %% ../../nbs/lifecycle/07_checks.ipynb #31d908a8
+@dataclass(frozen=True)
+class ImagesHere:
+    "What is known about a data set whose images lie here."
+    name:str
+    kind:str         # `real`, or `deck`
+    checksum:str     # SHA-256 of its shards
+    n_repeating:int  # Training images that the audit excludes: they repeat or contradict another image
+    n_copies:int     # Validation and test images whose very bytes are among the training images not excluded
+
+def learned_from(
+    info:BundleInfo,
+)->dict[str, dict]: # What each network learned from: name, kind, checksum
+    "The data of each network of a bundle."
+    return {kind: network.training.get("data") or info.data for kind, network in info.networks.items()}
+
+def check_images(
+    candidate:BundleInfo,
+    production:BundleInfo|None, # None: nothing is in production
+    here:Mapping[str, ImagesHere], # By checksum
+)->GateLine:
+    "Whether it is known from which images a bundle learned."
+    problems, doubts, data = [], [], learned_from(candidate)
+    for kind, record in data.items():
+        if not record.get("checksum"):
+            problems.append(f"{kind}: the checksum of its images is not recorded, so nobody knows what it learned from")
+        elif record["checksum"] not in here:
+            doubts.append(f"{kind}: its images, {record.get('name')} {record['checksum'][:12]}, are not here: "
+                          "card-classifier data prepare")
+    if production and production.data.get("kind") == "real" and candidate.data.get("kind") != "real":
+        problems.append("it learned from rendered decks, production from real photographs")
+    elif candidate.data.get("kind") == "deck":
+        doubts.append("it learned from rendered decks, not from real cards")
+    told = {f"{record.get('name')} {record.get('checksum', '')[:12]}" for record in data.values()}
+    return gate_line("images", problems, list(dict.fromkeys(doubts)), " and ".join(sorted(told)), data=data)
+
+# %% ../../nbs/lifecycle/07_checks.ipynb #0db1d734
+def check_licence(
+    info:BundleInfo,
+)->GateLine:
+    "Whether the licence of the images is recorded."
+    licences = {kind: record.get("licence") or "" for kind, record in learned_from(info).items()}
+    unsaid = [kind for kind, licence in licences.items() if not licence]
+    doubts = [f"{' and '.join(unsaid)}: the licence of the images is not recorded; "
+              "train with data.licence=…"] if unsaid else []
+    return gate_line("licence", [], doubts, " and ".join(sorted(set(licences.values()))), licences=licences)
+
+# %% ../../nbs/lifecycle/07_checks.ipynb #c6c51dfb
+def runs_with_leaks(
+    network:NetworkInfo,
+)->list[str]: # Their names
+    "The runs of a network's ancestry that did not leave out what repeats images of another split."
+    steps = [{"run": network.run, **network.training}, *network.ancestors]
+    return [step["run"] or "its run" for step in steps if (step.get("settings") or {}).get("data.leave_out") is False]
+
+def check_leaks(
+    info:BundleInfo,
+    here:Mapping[str, ImagesHere], # By checksum
+)->GateLine:
+    "Whether a bundle may have learned from the images that it is judged by."
+    problems, doubts, runs = [], [], {}
+    for kind, network in info.networks.items():
+        images = here.get(learned_from(info)[kind].get("checksum", ""))
+        runs[kind] = runs_with_leaks(network)
+        if runs[kind] and (images is None or images.n_repeating):
+            counted = f"the {images.n_repeating} training images" if images else "training images"
+            problems.append(f"{kind}: {' and '.join(runs[kind])} learned from {counted} that repeat images it is "
+                            "judged by (data.leave_out=false)")
+        if images and images.n_copies:
+            problems.append(f"{kind}: {images.n_copies} images that it is judged by are among its training images")
+        if images is None:
+            doubts.append("its images are not here to be searched for those it is judged by")
+    fine = "every run left out what repeats other splits, and no image is in both"
+    return gate_line("leaks", problems, list(dict.fromkeys(doubts)), fine, runs_with_leaks=runs)
 
 # %% ../../nbs/lifecycle/07_checks.ipynb #2d8a86f5
 def bundle_megabytes(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIGURES', 'GTO_ENTRY', 'headline_figures', 'version_record', 'file_at_head', 'commit_files', 'identity',
            'make_commit', 'NewTag', 'TakenError', 'taken_by', 'make_tags', 'remote_tags', 'local_tags', 'set_aside',
-           'Sharing', 'push_tags', 'share', 'Decision', 'Promotion', 'move_record', 'version_tag', 'known_version',
-           'check_decision', 'promote', 'rollback']
+           'is_folder', 'Sharing', 'push_tags', 'share', 'Decision', 'Promotion', 'move_record', 'version_tag',
+           'known_version', 'check_decision', 'promote', 'rollback']
 
 # %% ../../nbs/lifecycle/13_promotion.ipynb #0d7f918f
 import getpass
@@ -27,7 +27,7 @@ from card_classifier.lifecycle.registry import (
     registry_of, read_tags, run_git, tag_message,
 )
 from card_classifier.lifecycle.storage import (
-    BUNDLE_PATH, POINTER, bundle_digest, copy_files, pointer_of, push_bundles, registry_folder, store_bundle,
+    BUNDLE_PATH, POINTER, bundle_digest, lay_copy, pointer_of, push_bundles, registry_folder, store_bundle,
     version_folder,
 )
 
@@ -37,8 +37,9 @@ FIGURES = ("n", "n_correct", "accuracy", "accuracy_low", "accuracy_high")
 def headline_figures(
     info:BundleInfo,
 )->dict[str, dict]: # By what they were measured on
-    "The few figures of a bundle that tell versions apart."
-    measured = {"valid": info.metrics.get("whole_way", {}).get("valid") or info.classifier.metrics.get("valid", {}),
+    "The few figures of a bundle that tell versions apart. Raises `BundleError` without a classifier: it can't serve."
+    own = info.classifier.metrics.get("valid", {})
+    measured = {"valid": info.metrics.get("whole_way", {}).get("valid") or own,
                 **{name: info.metrics.get(name, {}) for name in ("composed_photographs", "real_photographs")}}
     found = {name: {one: values[one] for one in FIGURES if one in values} for name, values in measured.items()}
     return {name: values for name, values in found.items() if values}
@@ -185,6 +186,12 @@ def set_aside(
         for name, found in tags.items()]
     run_git(root, "update-ref", "--stdin", text="\n".join([*lines, ""]))
 
+def is_folder(
+    address:str, # Of a remote
+)->bool:
+    "Whether an address names a folder of this machine."
+    return address.startswith("file:") or Path(address).is_dir()
+
 # %% ../../nbs/lifecycle/13_promotion.ipynb #6229e19a
 @dataclass(frozen=True)
 class Sharing:
@@ -193,6 +200,7 @@ class Sharing:
     sent:list[str] = field(default_factory=list) # Tags that are new at the remote
     problem:str = ""         # Why something was not sent; empty if all was
     lost:list[str] = field(default_factory=list) # Tags set aside because somebody else was quicker
+    storage:str = ""         # Where bundles went, if that is a folder and git's remote is none; else empty
 
 def push_tags(
     root:Path,
@@ -231,7 +239,8 @@ def share(
         if any(there.get(name, found) != found for name, found in here.items()):
             raise TakenError(f"{remote} has other tags")
         versions = registry_of(tag for tag in read_tags(root) if tag.name in unshared).versions.values()
-        if versions and not push_bundles(root, [pointer_of(root, version) for version in versions]):
+        storage = push_bundles(root, [pointer_of(root, version) for version in versions]) if versions else ""
+        if versions and not storage:
             advice = "dvc remote add --default NAME URL"
             return Sharing(remote, problem=f"there is no DVC remote where others could get the bundle: {advice}")
         problem = push_tags(root, remote, unshared) if unshared else ""
@@ -240,8 +249,10 @@ def share(
         set_aside(root, lost)
         return Sharing(remote, problem=fetch_tags(root), lost=sorted(lost))
     except RegistryError as error:
-        problem = str(error)
-    return Sharing(remote, [] if problem else sorted(unshared), problem or fetch_tags(root))
+        problem, storage = str(error), ""
+    is_private = Path(storage).is_absolute() and not is_folder(run_git(root, "remote", "get-url", remote).strip())
+    sent = [] if problem else sorted(unshared)
+    return Sharing(remote, sent, problem or fetch_tags(root), storage=storage if is_private and sent else "")
 
 # %% ../../nbs/lifecycle/13_promotion.ipynb #14c7cfe3
 @dataclass(frozen=True)
@@ -289,11 +300,10 @@ def version_tag(
     decision:Decision,
     moment:int,
 )->tuple[str, list[NewTag]]: # The version's name and commit in a tag to be made
-    "The tag that makes a bundle a version. The bundle goes into DVC's cache, and a copy to where a service takes it."
+    "The tag that makes a bundle a version; the bundle goes into DVC's cache."
     record, name = version_record(bundle), next_version(registry, decision.bump)
     title = f"{ARTIFACT} {name}: {record['name']}"
     commit = make_commit(root, commit_files(root, store_bundle(root, bundle), record), title, moment)
-    copy_files(bundle, registry_folder(root)/name)
     return name, [NewTag(f"{ARTIFACT}@{name}", commit, tag_message(title, decision.why, record))]
 
 def known_version(
@@ -342,6 +352,7 @@ def promote(
     title = f"{ARTIFACT} {name} is in {decision.stage}"
     number = f"{ARTIFACT}#{decision.stage}#{next_number(registry)}"
     make_tags(root, [*tags, NewTag(number, commit, tag_message(title, decision.why, record))], moment)
+    lay_copy(bundle, registry_folder(root)/name) # Only now: whoever was too late must not lay his own there
     folder, _ = take_stage(root, decision.stage)
     return Promotion(decision.stage, name, before.name if before else "", folder)
 

@@ -2,9 +2,9 @@
 
 usage: build.py [serve|train]
 
-PYTHON_IMAGE replaces the base that the Dockerfile pins. Without a Docker engine buildah builds;
-where no registry can be reached either, the base is made of Debian's own packages, and the script says so, because
-that is not what the Dockerfile pins.
+PYTHON_IMAGE replaces the base that the Dockerfile pins, DOCKERFILE the file itself. Without a Docker engine buildah
+builds; where no registry can be reached either, the base is made of Debian's own packages, and the script says so,
+because that is not what the Dockerfile pins.
 """
 
 import os
@@ -20,12 +20,13 @@ from engine import ROOT, ImageProblem, answers, environment, inspect, is_docker,
 
 # Debian 12 has Python 3.11 like the pinned base, but 3.11.2, for which some packages of the training stack are too new;
 # Debian 13 has Python 3.13.
+DOCKERFILE = Path(os.environ.get("DOCKERFILE") or ROOT / "Dockerfile")
 SUITES = {"serve": "bookworm", "train": "trixie"}
 
 
 def pinned_base() -> str:
     "The base image that the Dockerfile names."
-    return re.search(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    return re.search(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
 def buildah(*arguments: str, timeout: float = 3600, quiet: bool = False) -> str:
@@ -115,7 +116,7 @@ def build() -> int:
     if target not in SUITES:
         raise ImageProblem(f"there is no target {target!r}; there are {' and '.join(SUITES)}")
     wanted = os.environ.get("PYTHON_IMAGE") or pinned_base()
-    if "@sha256:" not in wanted:
+    if "@sha256:" not in wanted and wanted != "scratch":
         say(f"NOTE: {wanted} is not pinned by a digest")
     shared = [
         "--target",
@@ -125,7 +126,7 @@ def build() -> int:
         "--tag",
         tag(target),
         "--file",
-        str(ROOT / "Dockerfile"),
+        str(DOCKERFILE),
     ]
     start = time.monotonic()
     if is_docker():
@@ -134,7 +135,7 @@ def build() -> int:
         if subprocess.run(command, check=False, env={**os.environ, "DOCKER_BUILDKIT": "1"}).returncode:
             raise ImageProblem("docker build failed")
     else:
-        base = base_for_buildah(wanted, SUITES[target])
+        base = wanted if wanted == "scratch" else base_for_buildah(wanted, SUITES[target])
         authority = os.environ.get("SSL_CERT_FILE")  # of a proxy that stands between this machine and the package index
         mounts = ["--volume", f"{authority}:/etc/ssl/certs/ca-certificates.crt:ro"] if authority else []
         buildah(

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "card-classifier"
+NAME = os.environ.get("IMAGE_NAME", "card-classifier")
 STRICT = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 
 
