@@ -189,7 +189,7 @@ def train_all(
     "Trains several runs and prints a table. Raises `CommandError` if one of them failed."
     rows, problem = [], ""
     for number, (what, settings) in enumerate(composed, 1):
-        run = new_run(root/"outputs", experiment, settings)
+        run = new_run(root/"outputs", experiment, settings, overrides=what)
         typer.echo(f"{number} of {len(composed)}: {' '.join(what) or run.name}", err=True)
         try:
             train_run(root, run, settings)
