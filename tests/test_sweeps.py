@@ -32,7 +32,11 @@ space:
 def sweep(*arguments: str) -> subprocess.Popen:
     "Starts `card-classifier sweep`."
     return subprocess.Popen(
-        [COMMAND, "sweep", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [COMMAND, "sweep", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
