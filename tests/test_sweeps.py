@@ -1,4 +1,4 @@
-"A sweep with real processes: two workers on one storage, one of them killed; the metric that is searched for is logged."
+"A sweep with real processes: two workers on one storage, one of them killed; its metric is really logged."
 
 import json
 import os
