@@ -11,15 +11,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .terminal import CommandError, app, needs, one_line_errors, print_table
 from ..settings import checkout
-
-if TYPE_CHECKING:
-    from card_classifier.lifecycle.space import Sweep
 
 # %% ../../nbs/cli/12_sweeps.ipynb #17caffba
 def short(
@@ -29,7 +26,7 @@ def short(
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 def status_rows(
-    sweep:"Sweep",
+    sweep:Any,
     records:list[dict], # From `trial_records`
 )->list[tuple]: # number, state, epochs, metric, minutes, one column a setting, run
     "One row a trial, in the order in which they began."
@@ -45,7 +42,7 @@ def status_rows(
     return rows
 
 def show_status(
-    sweep:"Sweep",
+    sweep:Any,
     study:Any, # Optuna's
 )->None:
     "Prints every trial, and how much each setting mattered."
@@ -64,7 +61,7 @@ def show_status(
 
 # %% ../../nbs/cli/12_sweeps.ipynb #a2d93946
 def show_best(
-    sweep:"Sweep",
+    sweep:Any,
     study:Any, # Optuna's
 )->None:
     "Prints the best trial and the command that trains it. Raises `CommandError` if none is complete."
@@ -86,7 +83,7 @@ def show_best(
 
 # %% ../../nbs/cli/12_sweeps.ipynb #061d6dba
 def write_wandb_file(
-    sweep:"Sweep",
+    sweep:Any,
     file:Path, # Where to
 )->None:
     "Writes the sweep for `wandb sweep`."
@@ -99,7 +96,7 @@ def write_wandb_file(
     typer.echo(f"next: wandb sweep {file}")
 
 def write_trials(
-    sweep:"Sweep",
+    sweep:Any,
     study:Any, # Optuna's
     file:Path, # Where to
 )->None:
@@ -118,7 +115,7 @@ def write_trials(
 COMMAND = [sys.executable, "-c", "from card_classifier.cli.main import app; app()"]
 
 def start_workers(
-    sweep:"Sweep",
+    sweep:Any,
     folder:Path, # Of the sweep
     n:int,       # How many beside this process
 )->list[subprocess.Popen]:
@@ -129,7 +126,7 @@ def start_workers(
 
 def run_sweep(
     root:Path,     # The checkout
-    sweep:"Sweep",
+    sweep:Any,
     n_workers:int, # Processes, this one included
 )->Any:            # Optuna's study
     "Works on a sweep until it has its trials. Raises `CommandError` after Ctrl-C, and if a worker failed."

@@ -219,6 +219,7 @@ def report_epochs(
             raise optuna.TrialPruned(f"after epoch {epoch}")
     return done
 
+# %% ../../nbs/lifecycle/03_sweep.ipynb #c7651301
 def raise_failure(
     process:subprocess.Popen, # The training, ended
     log:Path,                 # Its output
@@ -296,7 +297,7 @@ def put_back_dead(
         if is_unborn and (datetime.now() - trial.datetime_start).total_seconds() > grace:
             worker.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
-# %% ../../nbs/lifecycle/03_sweep.ipynb #c2de9ecc
+# %% ../../nbs/lifecycle/03_sweep.ipynb #c2de9ecd
 def remove_checkpoints(
     worker:Worker,
 )->None:
@@ -324,6 +325,7 @@ def after_trial(
     if worker.sweep.settings.keep == "best":
         remove_checkpoints(worker)
 
+# %% ../../nbs/lifecycle/03_sweep.ipynb #c2de9ecf
 def work(
     worker:Worker,
 )->None:
