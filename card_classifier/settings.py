@@ -144,6 +144,8 @@ class DataSettings(SettingsGroup):
     split_seed:int = setting(1, "Seed of the splits, when the data has none of its own")
     folder:str = setting("",
         "Folder of the shards; empty: data/ for auto and kaggle, a folder of its own under outputs/ for anything else")
+    licence:str = setting("",
+        "Licence of the images, recorded with every network that learns from them; a rendered deck has the project's")
     leave_out:bool = setting(True, "Leave out the training images on the audit's exclusion list")
     deck_train:int = setting(64, "Rendered training images per class, when the source is the deck", minimum=1)
     deck_valid:int = setting(6, "Rendered validation images per class, from decks unseen in training", minimum=1)

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import colour_picture
+from wandb_server import Run, WandbServer, wandb_server
 
 from card_classifier.settings import checkout, load_settings
 
@@ -36,11 +38,12 @@ def runs() -> set[Path]:
     return {file.parent for file in (checkout() / "outputs").glob("*/settings.yaml")}
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen, Path]:
+def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, Path]:
     "Starts a run and waits until its folder is there."
     before = runs()
     process = subprocess.Popen(
         [COMMAND, "train", *arguments],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,6 +90,27 @@ def numbers(run: Path) -> dict:
     }
 
 
+def listed(name: str) -> dict:
+    "What `card-classifier runs` says about a run."
+    answer = subprocess.run([COMMAND, "runs", "--json", "-f", name], capture_output=True, text=True, check=True)
+    return next(one for one in json.loads(answer.stdout) if one["name"] == name)
+
+
+def send(run: Path, server: WandbServer, folder: Path) -> Run:
+    "Sends an offline run to W&B as a person would; what arrives there."
+    found = next(run.glob("wandb/offline-run-*"))
+    command = [sys.executable, "-m", "wandb", "sync", str(found)]
+    subprocess.run(command, env=os.environ | server.environment(folder), check=True, capture_output=True)
+    return server.the_run(run.name)
+
+
+@pytest.fixture(scope="module")
+def wandb() -> Iterator[WandbServer]:
+    "A W&B server on loopback."
+    with wandb_server() as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def uninterrupted() -> Path:
     "A small run that was left alone."
@@ -119,6 +143,7 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(uninterrupted):
     process, run = start(*TINY)
     wait_for_checkpoint(run, process)
     end_family(process, signal.SIGKILL)
+    assert listed(run.name)["state"] == "stopped"
     kept = sorted((run / "checkpoints").glob("*.safetensors"))
     assert not (run / "metrics.json").exists()
     if len(kept) > 1:  # the newest is cut in half too: the one before it is used
@@ -129,12 +154,17 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(uninterrupted):
         )
     )
     assert numbers(run) == numbers(uninterrupted)
+    assert listed(run.name)["state"] == "finished"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_behind():
     process, run = start(*TINY, "train.epochs=500")
     wait_for_checkpoint(run, process)
+    assert listed(run.name)["state"] == "training"
+    remove = [COMMAND, "runs", "remove", run.name, "--yes"]
+    refused = subprocess.run(remove, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "is being trained" in refused.stderr
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -144,10 +174,37 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_behind():
     assert not alive
 
 
-def test_the_mean_of_runs_is_judged_without_training(uninterrupted):
-    "The mean of a network and itself is that network."
-    process, run = start(*TINY, "train.epochs=0", f"model.start_from={uninterrupted.name}+{uninterrupted.name}")
+def test_an_offline_run_is_sent_whole(uninterrupted, wandb, tmp_path):
+    sent, history = send(uninterrupted, wandb, tmp_path), numbers(uninterrupted)["history"]
+    rows = [row for row in sent.history if "valid_loss" in row]
+    assert sent.state == "finished"
+    assert [row["accuracy"] for row in rows] == [row["accuracy"] for row in history]
+    assert all(row["batch_loss"] > 0 and row["learning_rate"] > 0 for row in rows)
+    assert sent.config["train"]["epochs"] == 4 and sent.config["data_version"]["kind"] == "deck"
+    assert set(sent.config["code_version"]) == {"commit", "is_dirty"}
+    assert sent.summary["objective"] == sent.summary["valid_varied/accuracy"]
+    assert sent.summary["predictions"]["nrows"] == 24 and sent.summary["confusion"]["nrows"] > 1
+    assert {"figures/confusion", "figures/learning-curves"} <= set(sent.summary)
+    assert any(name.startswith("system.") for row in sent.events for name in row), "system use"
+    assert any(name.startswith("media/images/") for name in sent.files)
+    assert not wandb.unknown
+
+
+def test_the_mean_of_runs_is_judged_without_training(uninterrupted, wandb, tmp_path):
+    "The mean of a network and itself is that network. It is logged like any other run, online here."
+    both = f"model.start_from={uninterrupted.name}+{uninterrupted.name}"
+    process, run = start(*TINY, "train.epochs=0", both, "tracking.wandb=online", **wandb.environment(tmp_path))
     finish(process)
+    online = wandb.the_run(run.name)
+    assert online.state == "finished" and online.config["model"]["start_from"].startswith(uninterrupted.name)
+    assert {"objective", "valid/accuracy", "predictions", "confusion", "figures/confusion"} <= set(online.summary)
+    refused = subprocess.run(
+        [COMMAND, "runs", "remove", uninterrupted.name, "--yes"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2 and f"{run.name} went on from it" in refused.stderr
+    page = tmp_path / "beide Läufe.html"
+    subprocess.run([COMMAND, "runs", "compare", uninterrupted.name, run.name, "--to", str(page)], check=True)
+    assert "model.start_from" in page.read_text(encoding="utf-8")
     assert numbers(run) == numbers(uninterrupted) | {"history": []}
     described = json.loads((run / "bundle" / "bundle.json").read_text(encoding="utf-8"))["networks"]["classifier"]
     assert "the mean of the networks" in described["training"]["weights"]
@@ -178,17 +235,20 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_batch_in_the_message():
     assert not (run / "metrics.json").exists()
 
 
-def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, tmp_path):
+def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, wandb, tmp_path):
     process, run = start(
         "--experiment",
         "quick_detector",
         "scenes.n_train=32",
         "scenes.n_valid=8",
         "train.epochs=1",
-        "tracking.wandb=disabled",
+        "tracking.wandb=offline",
     )
     try:
         said = finish(process)
+        sent = send(run, wandb, tmp_path / "client")
+        assert {"objective", "valid/corner_error", "predictions", "confusion", "figures/found"} <= set(sent.summary)
+        assert [row["corner_error"] for row in sent.history if "valid_loss" in row]
         assert (
             "corners off on scenes" in said and f"card-classifier export CLASSIFIER_RUN --detector {run.name}" in said
         )

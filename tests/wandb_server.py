@@ -408,7 +408,7 @@ class WandbServer:
 
     def create_artifact(self, input: dict, **_) -> dict:
         "Begins a version; one with the same content is the same version."
-        entity, project = input["entityName"], input["projectName"]
+        entity, project = input["entityName"] or ENTITY, input["projectName"]
         name = input.get("artifactCollectionName") or input["artifactCollectionNames"][0]
         place = self.collections.setdefault(
             (entity, project, name), Collection(entity, project, name, input["artifactTypeName"], False))

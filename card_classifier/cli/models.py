@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['models_app', 'SYNC', 'WandbOption', 'STAGE_HELP', 'ACCEPT_HELP', 'REASON_HELP', 'when_text', 'figures_text',
            'version_rows', 'move_words', 'move_rows', 'registry_json', 'models', 'wandb_words', 'sharing_words',
-           'share_and_say', 'models_sync', 'models_get', 'ask_gate', 'gate_words', 'promoted_words', 'promote_command',
-           'rollback_command']
+           'share_and_say', 'models_sync', 'models_get', 'check_finished', 'ask_gate', 'gate_words', 'promoted_words',
+           'promote_command', 'rollback_command']
 
 # %% ../../nbs/cli/13_models.ipynb #67c68d6d
 import json
@@ -206,6 +206,18 @@ def models_get(
     typer.echo(f"{said} is in {folder}")
     typer.echo(f"next: card-classifier predict --bundle {to} PHOTO.jpg")
 
+# %% ../../nbs/cli/13_models.ipynb #5e1a0031
+def check_finished(
+    bundle:Path, # To be promoted
+)->None:
+    "Raises `CommandError` if a bundle is that of a run which still trains, and may be replaced at any moment."
+    from card_classifier.lifecycle.runs import TRAINING, read_run
+    from card_classifier.settings import SETTINGS_FILE
+    run = bundle.resolve().parent
+    if bundle.name == "bundle" and (run/SETTINGS_FILE).is_file() and read_run(run).state == TRAINING:
+        raise CommandError(f"the run {run.name} is still training: promote it when card-classifier runs says that it "
+            "is finished")
+
 # %% ../../nbs/cli/13_models.ipynb #f9e6e1e3
 def ask_gate(
     root:Path,           # A checkout
@@ -285,6 +297,7 @@ def promote_command(
     if note:
         typer.echo(f"note: {note}; what others promoted meanwhile is not known here", err=True)
     registry, bundle = read_registry(root), find_bundle(what)
+    check_finished(bundle)
     check_decision(registry, bundle, decision)
     report = ask_gate(root, bundle, force, accept_class or [])
     for name, verdict, words in report.rows():

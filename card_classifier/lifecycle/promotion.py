@@ -27,7 +27,7 @@ from card_classifier.lifecycle.registry import (
     registry_of, read_tags, run_git, tag_message,
 )
 from card_classifier.lifecycle.storage import (
-    BUNDLE_PATH, POINTER, bundle_digest, copy_files, pointer_of, push_bundles, registry_folder, store_bundle,
+    BUNDLE_PATH, POINTER, bundle_digest, lay_copy, pointer_of, push_bundles, registry_folder, store_bundle,
     version_folder,
 )
 
@@ -37,8 +37,9 @@ FIGURES = ("n", "n_correct", "accuracy", "accuracy_low", "accuracy_high")
 def headline_figures(
     info:BundleInfo,
 )->dict[str, dict]: # By what they were measured on
-    "The few figures of a bundle that tell versions apart."
-    measured = {"valid": info.metrics.get("whole_way", {}).get("valid") or info.classifier.metrics.get("valid", {}),
+    "The few figures of a bundle that tell versions apart. Raises `BundleError` without a classifier: it can't serve."
+    own = info.classifier.metrics.get("valid", {})
+    measured = {"valid": info.metrics.get("whole_way", {}).get("valid") or own,
                 **{name: info.metrics.get(name, {}) for name in ("composed_photographs", "real_photographs")}}
     found = {name: {one: values[one] for one in FIGURES if one in values} for name, values in measured.items()}
     return {name: values for name, values in found.items() if values}
@@ -299,11 +300,10 @@ def version_tag(
     decision:Decision,
     moment:int,
 )->tuple[str, list[NewTag]]: # The version's name and commit in a tag to be made
-    "The tag that makes a bundle a version. The bundle goes into DVC's cache, and a copy to where a service takes it."
+    "The tag that makes a bundle a version; the bundle goes into DVC's cache."
     record, name = version_record(bundle), next_version(registry, decision.bump)
     title = f"{ARTIFACT} {name}: {record['name']}"
     commit = make_commit(root, commit_files(root, store_bundle(root, bundle), record), title, moment)
-    copy_files(bundle, registry_folder(root)/name)
     return name, [NewTag(f"{ARTIFACT}@{name}", commit, tag_message(title, decision.why, record))]
 
 def known_version(
@@ -352,6 +352,7 @@ def promote(
     title = f"{ARTIFACT} {name} is in {decision.stage}"
     number = f"{ARTIFACT}#{decision.stage}#{next_number(registry)}"
     make_tags(root, [*tags, NewTag(number, commit, tag_message(title, decision.why, record))], moment)
+    lay_copy(bundle, registry_folder(root)/name) # Only now: whoever was too late must not lay his own there
     folder, _ = take_stage(root, decision.stage)
     return Promotion(decision.stage, name, before.name if before else "", folder)
 

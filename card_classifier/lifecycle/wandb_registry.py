@@ -124,8 +124,9 @@ def download(
 
 # %% ../../nbs/lifecycle/14_wandb_registry.ipynb #d3b7d837
 WANDB_SECONDS = 180 # Longest time that W&B may take
-RETRIES = {"x_graphql_retry_max": 2, "x_graphql_retry_wait_max_seconds": 2, "x_graphql_timeout_seconds": 20,
-           "x_file_transfer_retry_max": 2, "x_file_transfer_retry_wait_max_seconds": 2, "init_timeout": 30}
+RETRIES = {"x_graphql_retry_max": 2, "x_graphql_retry_wait_min_seconds": 0.5, "x_graphql_retry_wait_max_seconds": 2,
+           "x_graphql_timeout_seconds": 20, "x_file_transfer_retry_max": 2,
+           "x_file_transfer_retry_wait_max_seconds": 2, "init_timeout": 30}
 
 def answer_of(
     task:str,       # `mirror` or `download`
@@ -140,9 +141,10 @@ def answer_of(
         return {"problem": " ".join(f"{error}".split())[:300] or type(error).__name__}
 
 PROCESS = """
-import json, sys
+import json, os, sys
 from card_classifier.lifecycle.wandb_registry import answer_of
 print(json.dumps(answer_of(sys.argv[1], json.loads(sys.argv[2]))), flush=True)
+os._exit(0) # All is said and uploaded: without waiting for the client's own good-bye
 """
 
 # %% ../../nbs/lifecycle/14_wandb_registry.ipynb #b83be647

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from ..bundle import CLASSIFIER, NetworkInfo, classifier_ports, read_bundle, softmax
 from ..cards import CARDS, CLASS_NAMES
 from ..data.augmentation import as_uint8, augment
-from ..data.cache import CachedImages, cache_images, ready_shards
+from ..data.cache import CachedImages, cache_images, licence_of, ready_shards
 from ..data.loaders import make_dataloaders, seed_everything
 from ..evaluation.calibration import choose_rejection_threshold, fit_temperature
 from card_classifier.evaluation.metrics import (
@@ -121,7 +121,8 @@ def describe_data(self:Classifier)->dict:
     shards, leave_out = self.shards, self.settings.data.leave_out
     counts = {split: len(shards.samples(split, with_excluded=not leave_out)) for split in ("train", "valid", "test")}
     return {"name": shards.name, "kind": shards.kind, "checksum": shards.checksum, "counts": counts,
-            "excluded": len(shards.exclusions) if leave_out else 0}
+            "excluded": len(shards.exclusions) if leave_out else 0,
+            "licence": licence_of(self.settings.data, shards.kind)}
 
 @patch
 def make_loaders(self:Classifier, network:nn.Module, device:torch.device)->DataLoaders:

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d
 
 from ..bundle import DETECTOR, DETECTOR_STRIDE, NetworkInfo, detector_ports
-from ..data.cache import cache_images, ready_shards
+from ..data.cache import cache_images, licence_of, ready_shards
 from card_classifier.evaluation.metrics import (
     detection_metrics, iou_matrix, match_detections, percent_with_interval, photo_row,
 )
@@ -392,7 +392,8 @@ def make_loaders(self:Detector, network:nn.Module, device:torch.device)->DataLoa
 def describe_data(self:Detector)->dict:
     shards, scenes = self.shards, self.settings.scenes
     counts = {"scenes of an epoch": scenes.n_train, "valid": scenes.n_valid, "rendered decks": scenes.n_decks}
-    return {"name": shards.name, "kind": shards.kind, "checksum": shards.checksum, "counts": counts}
+    return {"name": shards.name, "kind": shards.kind, "checksum": shards.checksum, "counts": counts,
+            "licence": licence_of(self.settings.data, shards.kind)}
 
 @patch
 def plot_batch(self:Detector,
