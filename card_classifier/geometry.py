@@ -15,8 +15,9 @@ def polygon_area(
     corners:np.ndarray, # Shape (n, 2)
 )->float:               # Positive when they go round clockwise, as seen with y pointing down
     "Area of a polygon in square pixels, with a sign."
-    x, y = corners[:, 0].astype(float), corners[:, 1].astype(float)
-    return float((x*np.roll(y, -1) - y*np.roll(x, -1)).sum()/2)
+    points = np.asarray(corners, float).tolist()
+    return sum(
+        points[index - 1][0]*y - points[index - 1][1]*x for index, (x, y) in enumerate(points))/2
 
 # %% ../nbs/05_geometry.ipynb #c4332d1e
 MIN_SIDE = 4               # Pixels; what is smaller can't be read anyway

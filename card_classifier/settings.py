@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from .files import write_file
+
 # %% ../nbs/01_settings.ipynb #fd7e5237
 class SettingsError(ValueError):
     "A setting has a wrong name or a value that can't work; the message says which, and what would."
@@ -247,7 +249,15 @@ class TrainSettings(SettingsGroup):
     channels_last:bool = setting(True, "Store activations channels-last, which is faster on CPU and GPU")
     device:str = setting("auto", "Where to compute; auto: cuda where there is one", choices=("auto", "cpu", "cuda"))
     threads:int = setting(0, "CPU threads of torch; 0: as many as the process may use", minimum=0)
+    processes:int = setting(1,
+        "Processes that train together, each on its part of every batch; on GPUs, one for each GPU",
+        minimum=1, maximum=64)
     seed:int = setting(1, "Seed of everything random in the run", minimum=0)
+
+    def check_rules(self)->None:
+        require(self.batch_size % self.processes == 0,
+            f"train.batch_size must be a multiple of train.processes={self.processes}, got {self.batch_size}")
+
 
 # %% ../nbs/01_settings.ipynb #a5fb7e1f
 @dataclass
@@ -604,7 +614,7 @@ def save_settings(
 )->None:
     "Writes the settings into the run's folder."
     from omegaconf import OmegaConf
-    OmegaConf.save(OmegaConf.structured(settings), run/SETTINGS_FILE)
+    write_file(Path(run)/SETTINGS_FILE, OmegaConf.to_yaml(OmegaConf.structured(settings)))
 
 def load_settings(
     run:Path,    # Folder of a run

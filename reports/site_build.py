@@ -122,6 +122,9 @@ def finish_links(text: str) -> str:
     return re.sub(r"(card_classifier/[\w/]+\.html#\w+)\.\w+", r"\1", text)
 
 
+HTML_BLOCK = "````{=html}"  # Pandoc's fence of HTML in Markdown; four strokes, because HTML may hold three
+
+
 def finish_cell(cell: nbformat.NotebookNode) -> None:
     "Gives a cell's pictures their alternative text as Quarto reads it, and its signature without Markdown."
     if re.search(r"^#\|\s*output:\s*false", cell.source, re.MULTILINE):
@@ -129,6 +132,11 @@ def finish_cell(cell: nbformat.NotebookNode) -> None:
     quoted = re.compile(r"^#\|\s*fig-alt:\s*([^\"'\s].*)$", re.MULTILINE)  # A colon in it would break Quarto's YAML
     cell.source = quoted.sub(lambda match: "#| fig-alt: " + json.dumps(match[1], ensure_ascii=False), cell.source)
     for output in cell.get("outputs", []):
+        html = "".join(output.get("data", {}).get("text/html", ""))
+        if html and "<script" not in html:
+            # Quarto takes an HTML output for a widget and loads jQuery and require.js from another host for it
+            del output.data["text/html"]
+            output.data["text/markdown"] = f"{HTML_BLOCK}\n{html.rstrip()}\n{HTML_BLOCK[:4]}"
         about = [one for one in output.get("metadata", {}).values() if isinstance(one, dict)]
         kept = [one["alt"] for one in about if "alt" in one]
         if "keep(" in cell.source:

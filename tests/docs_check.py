@@ -66,7 +66,7 @@ def read_markdown(text: str, page: Page) -> None:
             heading = tokens[number + 1].content
             own = re.search(r"\{#([\w.-]+)[^}]*\}\s*$", heading)
             page.anchors.add(own[1] if own else anchor_of(re.sub(r"\{[^}]*\}\s*$", "", heading)))
-        if token.type == "html_block":
+        if token.type == "html_block" or (token.type == "fence" and token.info == "{=html}"):
             TagReader(page).feed(token.content)
         for child in token.children or []:
             if child.type == "link_open":
@@ -89,8 +89,8 @@ def read_cell(cell: nbformat.NotebookNode, page: Page) -> None:
         data = output.get("data", {})
         if output.output_type == "error":
             page.complaints.append(f"shows an error: {output.ename}: {output.evalue}")
-        if "text/html" in data:
-            TagReader(page).feed(data["text/html"])
+        if "text/html" in data or "application/javascript" in data:
+            page.complaints.append("has a script: Quarto would load jQuery and require.js from another host for it")
         elif "text/markdown" in data:
             read_markdown(data["text/markdown"], page)
             signature = re.search(r"```python\n(.*?)\n```", data["text/markdown"], re.DOTALL)

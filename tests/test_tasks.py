@@ -10,7 +10,7 @@ from card_classifier.training.learner import Task
 ASKED = sorted(
     name
     for name in vars(Task)
-    if inspect.isroutine(getattr(Task, name)) and not name.startswith("__")
+    if (inspect.isfunction(getattr(Task, name)) or inspect.ismethod(getattr(Task, name))) and not name.startswith("__")
     and "NotImplementedError" in inspect.getsource(getattr(Task, name))
 )
 

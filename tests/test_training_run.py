@@ -288,3 +288,29 @@ def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, wandb, tm
         assert refused.returncode == 2 and "trained on" in refused.stderr
     finally:
         shutil.rmtree(run, ignore_errors=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
+def test_two_processes_train_together_and_one_that_dies_ends_both():
+    process, run = start(*TINY, "train.processes=2", "train.epochs=60")
+    wait_for_checkpoint(run, process)
+    others = [
+        child for child in psutil.Process(process.pid).children(recursive=True)
+        if any("take_part" in word for word in child.cmdline())
+    ]
+    assert len(others) == 1, "one process trains along"
+    others[0].kill()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "process 2 of those that train together was killed by signal 9" in error
+    assert f"card-classifier train --resume {run.name}" in error
+    assert len(json.loads((run / "history.json").read_text(encoding="utf-8"))["rows"]) >= 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes on CPUs meet by gloo, tried on Linux and macOS")
+def test_two_processes_end_with_one_run(uninterrupted):
+    process, run = start(*TINY, "train.processes=2")
+    finish(process)
+    epochs = [[row["epoch"] for row in numbers(one)["history"]] for one in (run, uninterrupted)]
+    assert epochs[0] == epochs[1]
+    assert not list(run.glob("process-*.log")), "its own log is kept only when something went wrong"

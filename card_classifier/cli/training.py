@@ -26,7 +26,7 @@ from card_classifier.settings import (
 )
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
-CHANGEABLE = ("evaluation.test=", "tracking.") # How overrides begin that a run may go on with
+CHANGEABLE = ("evaluation.test=", "tracking.", "train.processes=") # How overrides begin that a run may go on with
 
 def resumed_settings(
     run:Path,            # Folder of the run

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 from card_classifier.data.layout import (
-    IMAGE_SUFFIXES,
     PUBLIC_DATA_SET,
     SPLITS,
     TABLE_FILE,
@@ -34,6 +33,7 @@ from card_classifier.data.layout import (
     scan_folder,
 )
 from ..files import write_file
+from ..images import IMAGE_SUFFIXES
 
 # %% ../../nbs/data/01_source.ipynb #24fd9060
 @contextmanager

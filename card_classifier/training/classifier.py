@@ -7,7 +7,7 @@ __all__ = ['N_SHOWN', 'card_loss', 'logits_of', 'varied_images', 'Classifier', '
 
 # %% ../../nbs/training/06_classifier.ipynb #b7259bce
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from ..bundle import CLASSIFIER, NetworkInfo, classifier_ports, read_bundle, softmax
 from ..cards import CARDS, CLASS_NAMES
 from ..data.augmentation import as_uint8, augment
-from ..data.cache import CachedImages, cache_images, licence_of, ready_shards
+from ..data.cache import CachedImages, cache_images, licence_of
 from ..data.loaders import make_dataloaders, seed_everything
 from ..evaluation.calibration import choose_rejection_threshold, fit_temperature
 from card_classifier.evaluation.metrics import (
@@ -32,7 +32,7 @@ from card_classifier.evaluation.metrics import (
 from card_classifier.evaluation.plots import (
     new_figure, plot_confusion, plot_mistakes, plot_per_class, plot_reliability,
 )
-from ..settings import AugmentSettings, ExportSettings, Settings
+from ..settings import AugmentSettings, ExportSettings
 from .crops import card_decks, crop_source
 from .export import Parity, check_parity, onnx_bytes, outputs_of_both
 from .learner import Task
@@ -88,14 +88,6 @@ class Classifier(Task):
     objective = ("valid_varied", "accuracy")
     photographs = ("mistakes",)
     what_next = "card-classifier predict --bundle {run} PHOTO.jpg, or card-classifier evaluate {run}"
-
-    def __init__(self,
-        settings:Settings, # Of the run
-        root:Path,         # The checkout
-        progress:Callable[[int, int, str], None]|None=None, # Called with (done, total, what)
-    ):
-        super().__init__(settings, root, progress)
-        self.shards = ready_shards(settings.data, self.root, progress=progress)
 
     def create_network(self)->tuple[nn.Module, Weights]:
         return create_model(self.settings.model)

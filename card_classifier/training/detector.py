@@ -10,7 +10,7 @@ __all__ = ['UNIT', 'N_NUMBERS', 'MIN_VISIBLE', 'MIN_IGNORED', 'STRETCHED', 'N_UN
            'ScoresAndCorners']
 
 # %% ../../nbs/training/07_detector.ipynb #946f9f02
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d
 
 from ..bundle import DETECTOR, DETECTOR_STRIDE, NetworkInfo, detector_ports
-from ..data.cache import cache_images, licence_of, ready_shards
+from ..data.cache import cache_images, licence_of
 from card_classifier.evaluation.metrics import (
     detection_metrics, iou_matrix, match_detections, percent_with_interval, photo_row,
 )
@@ -35,7 +35,7 @@ from ..geometry import intersection_over_union, is_card_shaped
 from ..images import letterbox, resize_image
 from ..render.composition import Deck, compose, is_recognisable, rendered_deck
 from ..render.scenes import Scene, draw_corners
-from ..settings import ModelSettings, Settings
+from ..settings import ModelSettings
 from .crops import card_decks
 from .export import Parity, check_parity, onnx_bytes, outputs_of_both
 from .learner import Task
@@ -344,14 +344,6 @@ class Detector(Task):
     objective, is_larger_better = ("valid", "corner_error"), False
     photographs = ("found",)
     what_next = "card-classifier export CLASSIFIER_RUN --detector {run}"
-
-    def __init__(self,
-        settings:Settings, # Of the run
-        root:Path,         # The checkout
-        progress:Callable[[int, int, str], None]|None=None, # Called with (done, total, what)
-    ):
-        super().__init__(settings, root, progress)
-        self.shards = ready_shards(settings.data, self.root, progress=progress)
 
     def create_network(self)->tuple[nn.Module, Weights]:
         return create_detector(self.settings.model)

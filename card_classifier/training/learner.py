@@ -8,7 +8,7 @@ __all__ = ['choose_device', 'computes_bf16', 'choose_precision', 'Task', 'build_
 
 # %% ../../nbs/training/03_learner.ipynb #481c669a
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..bundle import NetworkInfo
+from ..data.cache import ready_shards
 from ..data.loaders import seed_everything
+from ..data.shards import ShardFolder
 from ..evaluation.plots import new_figure, style_axis
 from ..machine import available_cpus
 from ..settings import Settings, SettingsError
@@ -84,6 +86,11 @@ class Task:
         progress:Callable[[int, int, str], None]|None=None, # Called with (done, total, what)
     ):
         self.settings, self.root, self.progress = settings, Path(root), progress
+
+    @cached_property
+    def shards(self)->ShardFolder:
+        "The data set that the settings name, made ready when it is first asked for."
+        return ready_shards(self.settings.data, self.root, progress=self.progress)
 
     def create_network(self)->tuple[nn.Module, Weights]:
         "A network before training, and where its weights came from."
@@ -187,7 +194,7 @@ def build_learner(
 )->Learner:              # fastai's, ready for `train`
     "A fastai Learner with the callbacks that the settings ask for."
     train, device = task.settings.train, loaders.device
-    torch.set_num_threads(train.threads or available_cpus())
+    torch.set_num_threads(train.threads or max(1, available_cpus()//train.processes))
     callbacks = [
         SeedEachEpoch(train.seed), StopWhenNotFinite(task.settings, task.batch_names),
         ProgressiveResizing(task.resize, train.start_size, train.size, train.start_epochs),
@@ -228,6 +235,7 @@ def train(
     settings:Settings,   # The same as its task's
     folder:Path,         # Of the run: checkpoints and progress go there
     callbacks:tuple[Callback, ...]=(), # Further ones, such as W&B's
+    is_first:bool=True,  # Whether this process keeps the record; of several that train together, one does
 )->list[dict]:           # History: one row an epoch, those before an interruption included
     "Trains until all epochs are done, from the latest checkpoint in `folder` if there is one."
     checkpoint, problems = latest_checkpoint(folder)
@@ -240,11 +248,12 @@ def train(
     write_history(folder, learner.metrics[0].name, history)
     if len(history) < settings.train.epochs:
         rate = settings.train.learning_rate
-        with learner.added_cbs([KeepCheckpoints(folder, history), ReportProgress(folder), *callbacks]):
+        record = [KeepCheckpoints(folder, history), ReportProgress(folder)] if is_first else []
+        with learner.added_cbs([*record, *callbacks]):
             learner.fit_one_cycle(
                 settings.train.epochs, lr_max=slice(rate*settings.train.backbone_rate, rate),
                 pct_start=settings.train.warm_up, start_epoch=len(history), reset_opt=False)
-    elif not checkpoint: # Nothing is to be trained; other runs may go on from this one all the same
+    elif is_first and not checkpoint: # Nothing is to be trained; other runs may go on from this one all the same
         weights = learner.model.state_dict()
         save_checkpoint(folder, Checkpoint(0, weights, weights, [], []))
     return history
