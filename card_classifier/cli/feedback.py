@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JPEG_QUALITY', 'corrected_records', 'jpeg_of', 'proposals_of', 'gather_proposals', 'find_proposals', 'is_unfinished',
-           'finish_version', 'take_decisions', 'wants_it', 'data_from_records']
+           'finish_version', 'take_decisions', 'wants_it', 'tell_version', 'data_from_records']
 
 # %% ../../nbs/cli/17_feedback.ipynb #92c2a261
 import io
@@ -85,7 +85,7 @@ def proposals_of(
         proposals.append(one)
     return proposals
 
-# %% ../../nbs/cli/17_feedback.ipynb #3c0c8312
+# %% ../../nbs/cli/17_feedback.ipynb #d04f4b17
 def gather_proposals(
     rows:Iterator[dict],  # From `corrected_records`
     bundle:Path,          # Whose detector looks for cards
@@ -124,8 +124,7 @@ def find_proposals(
     known, written = images_of_shards(open_shards(root/"data")), read_review(review)
     proposals, aside = gather_proposals(rows, bundle, root/ADDITIONS_FOLDER, report)
     if proposals:
-        judged = judge_repeats(proposals, find_repeats(proposals, known, report), known)
-        proposals = with_review(judged, written)
+        proposals = with_review(judge_repeats(proposals, find_repeats(proposals, known, report), known), written)
         write_review(review, proposals)
     return proposals, aside
 
@@ -192,7 +191,21 @@ def wants_it(
         return False
     return typer.confirm("Make a new version of the data with them? The table is read again after your answer")
 
-# %% ../../nbs/cli/17_feedback.ipynb #35e2c2ea
+# %% ../../nbs/cli/17_feedback.ipynb #bdb0249d
+def tell_version(
+    root:Path,      # The checkout
+    counts:Counter, # From `take_decisions`
+)->None:
+    "Makes the new version if anything was taken, and says what there is now."
+    typer.echo(", ".join(f"{n_crops} {what}" for what, n_crops in counts.items()))
+    if counts["taken"]:
+        with progress_bars() as report:
+            finish_version(root, report)
+        print_shards(open_shards(root/"data"), "data")
+        typer.echo(f"version: {dvc_status(root/'data')}")
+        typer.echo("next: git add data.dvc additions.dvc, git commit, card-classifier data push")
+
+# %% ../../nbs/cli/17_feedback.ipynb #fc80ccb9
 @data_app.command("from-records")
 @one_line_errors
 @needs("serve,train")
@@ -222,10 +235,4 @@ def data_from_records(
     if not yes and not wants_it(proposals, folder):
         return
     counts = take_decisions(root, with_review(proposals, read_review(folder)), folder)
-    typer.echo(", ".join(f"{n_crops} {what}" for what, n_crops in counts.items()))
-    if counts["taken"]:
-        with progress_bars() as report:
-            finish_version(root, report)
-        print_shards(open_shards(root/"data"), "data")
-        typer.echo(f"version: {dvc_status(root/'data')}")
-        typer.echo("next: git add data.dvc additions.dvc, git commit, card-classifier data push")
+    tell_version(root, counts)
