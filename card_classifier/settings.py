@@ -389,8 +389,11 @@ class SweepSettings(SettingsGroup):
 class GateSettings(SettingsGroup):
     "When a model may replace the one in production."
     prefix = "gate."
-    significance:float = setting(0.05,
-        "A loss of right answers counts as real if chance alone would bring it less often than this",
+    significance:float = setting(0.01,
+        "A loss is refused if chance alone would bring it less often than this; the gate makes about five comparisons",
+        above=0, maximum=0.5)
+    doubtful:float = setting(0.05,
+        "A loss of right answers is a warning if chance alone would bring it less often than this",
         above=0, maximum=0.5)
     difference:float = setting(0.03,
         "Loss of accuracy for which the power of the comparison is stated", above=0, maximum=0.5)
