@@ -9,7 +9,8 @@ __all__ = ['TYPE_WORDS', 'EARLIER_NAMES', 'SETTINGS_FILE', 'RUN_FILE', 'HISTORY_
            'TrackingSettings', 'ExportSettings', 'Settings', 'ServeSettings', 'SweepSettings', 'GateSettings',
            'RegistrySettings', 'SettingRow', 'group_rows', 'setting_rows', 'is_checkout', 'find_checkout', 'checkout',
            'check_name', 'check_override', 'check_names', 'setting_field', 'search_range', 'experiments',
-           'choice_groups', 'as_settings', 'composed_values', 'compose', 'save_settings', 'load_settings']
+           'choice_groups', 'as_settings', 'composed_values', 'compose', 'combinations', 'save_settings',
+           'load_settings']
 
 # %% ../nbs/01_settings.ipynb #c7f470a4
 import dataclasses
@@ -379,16 +380,20 @@ class SweepSettings(SettingsGroup):
         minimum=1)
     retries:int = setting(2, "How often a trial whose worker died is tried again", minimum=0)
     keep:str = setting("best",
-        "Of which ended trials the checkpoints stay; their records and bundles stay in any case",
-        choices=("best", "all"))
+        "Of which ended trials the checkpoints stay; what the others logged stays", choices=("best", "all"))
+    finish:bool = setting(False,
+        "Let trials also judge and export their networks, which takes longer and changes nothing for the sweep")
 
 # %% ../nbs/01_settings.ipynb #553b1ec8
 @dataclass
 class GateSettings(SettingsGroup):
     "When a model may replace the one in production."
     prefix = "gate."
-    significance:float = setting(0.05,
-        "A loss of right answers counts as real if chance alone would bring it less often than this",
+    significance:float = setting(0.01,
+        "A loss is refused if chance alone would bring it less often than this; the gate makes about five comparisons",
+        above=0, maximum=0.5)
+    doubtful:float = setting(0.05,
+        "A loss of right answers is a warning if chance alone would bring it less often than this",
         above=0, maximum=0.5)
     difference:float = setting(0.03,
         "Loss of accuracy for which the power of the comparison is stated", above=0, maximum=0.5)
@@ -600,6 +605,29 @@ def compose(
     for override in overrides:
         check_override(override, groups)
     return as_settings(composed_values(configs, experiment, overrides))
+
+# %% ../nbs/01_settings.ipynb #c69c00e1
+def combinations(
+    overrides:Iterable[str], # As typed: some with several values
+)->list[list[str]]:          # Overrides of one run each, in the order in which they were typed
+    "Every combination of the values. Raises `SettingsError` for what Hydra can't read."
+    import itertools
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
+    from hydra.errors import HydraException
+    ways = []
+    for typed in overrides:
+        try:
+            override = OverridesParser.create().parse_override(typed)
+        except HydraException as error:
+            raise SettingsError(f"{typed!r} can't be read: {str(error).splitlines()[0]}") from None
+        name, several = override.key_or_group, override.is_sweep_override()
+        listed = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+        is_fine = override.value_type in listed or not several
+        require(is_fine, f"{typed!r}: list the values, as in {name}=a,b, or give a range(…)")
+        ways.append([f"{name}={value}" for value in override.sweep_string_iterator()] if several else [typed])
+    return [list(chosen) for chosen in itertools.product(*ways)]
 
 # %% ../nbs/01_settings.ipynb #bc3997d6
 SETTINGS_FILE = "settings.yaml"

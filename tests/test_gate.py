@@ -114,7 +114,7 @@ def test_the_model_in_production_passes_beside_itself(images):
     assert report.passed, report.rows()
     lines = {line.name: line for line in report.lines}
     assert (lines["valid: answers"].numbers["n_lost"], lines["valid: answers"].numbers["chance"]) == (0, 1.0)
-    assert lines["valid: answers"].numbers["power"] > 0.5 and "noticed with" in lines["valid: answers"].words
+    assert 0 < lines["valid: answers"].numbers["power"] < 1 and "noticed with" in lines["valid: answers"].words
     assert 0.8 < lines["valid: time"].numbers["ratio"] < 1.25
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -129,7 +129,8 @@ def test_the_model_in_production_passes_beside_itself(images):
 )
 def test_a_worse_network_is_refused(images, tmp_path, change, expected):
     limits = GateSettings(max_megabytes=50)  # The slow one is large, which is another check's business
-    report = judge(rewired(tmp_path / "worse", change), RELEASED, [images], HERE, limits)
+    shown = PhotoSet("valid", images.photos[::3]) if change is slow else images
+    report = judge(rewired(tmp_path / "worse", change), RELEASED, [shown], HERE, limits)
     assert expected <= refusals(report), report.rows()
     if change is shuffled_labels:
         words = next(line.words for line in report.refusals if line.name == "valid: classes")
@@ -143,7 +144,8 @@ def test_a_network_that_answers_with_no_number_is_refused(images, tmp_path):
         model.graph.initializer.append(from_array(np.float32("inf"), "infinite"))
         behind(model, "Mul", "infinite")
 
-    report = judge(rewired(tmp_path / "broken", broken), RELEASED, [images], HERE)
+    few = PhotoSet("valid", images.photos[:9])
+    report = judge(rewired(tmp_path / "broken", broken), RELEASED, [few], HERE)
     assert refusals(report) == {"valid: answers"} and "not finite" in report.refusals[0].words
 
 

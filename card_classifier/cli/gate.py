@@ -140,7 +140,7 @@ def empty_set(
         generator = np.random.default_rng([limits.seed, number, 0])
         photos.append(true_photo(f"empty {number}", compose(decks, generator, limits.scene_size, "none")))
         report(number + 1, limits.n_empty, "composing pictures without a card, once")
-    photos += [TruePhoto(picture.name, picture.read_bytes(), ()) for picture in pictures]
+    photos += [TruePhoto(f"{picture.parent.name}/{picture.name}", picture.read_bytes(), ()) for picture in pictures]
     return PhotoSet("no card", tuple(photos), {"seed": limits.seed, "pictures": len(photos) - limits.n_empty})
 
 # %% ../../nbs/cli/16_gate.ipynb #c71b066d

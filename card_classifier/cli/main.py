@@ -14,7 +14,7 @@ from .terminal import app
 
 # %% ../../nbs/cli/15_main.ipynb #67e77076
 GROUPS = (
-    "settings", "data", "feedback", "training", "experiments",
+    "settings", "data", "feedback", "training", "experiments", "sweeps",
     "evaluation", "export", "bundle", "prediction", "serving", "records", "models",
     "gate")
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANGEABLE', 'RECORD_FILE', 'EXPERIMENT_HELP', 'resumed_settings', 'only_trainer', 'follow', 'shown_progress',
-           'execute_run', 'run_rows', 'example_rows', 'train']
+           'execute_run', 'run_rows', 'example_rows', 'RunStopped', 'train_run', 'composed_runs', 'one_line_outcome',
+           'train_all', 'train']
 
 # %% ../../nbs/cli/04_training.ipynb #89bedc0d
 import dataclasses
@@ -20,9 +21,11 @@ from typing import Annotated, Any
 import typer
 
 from .runs import find_run, new_run
-from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
+from card_classifier.cli.terminal import (
+    CommandError, app, is_expected, needs, one_line_errors, print_table, progress_bars,
+)
 from card_classifier.settings import (
-    Settings, as_settings, check_override, checkout, compose, load_settings, save_settings,
+    Settings, as_settings, check_override, checkout, combinations, compose, load_settings, save_settings,
 )
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
@@ -136,6 +139,76 @@ def example_rows(
     prediction = Predictor(run/"bundle").predict(pictures[0])
     return [(pictures[0].name, f"{prediction.card} ({100*prediction.probability:.1f} %)")]
 
+# %% ../../nbs/cli/04_training.ipynb #649b6525
+class RunStopped(CommandError):
+    "A person stopped a run; the message says how to go on."
+
+def train_run(
+    root:Path,         # The checkout
+    run:Path,          # Folder of the run, new or not
+    settings:Settings, # Of the run
+)->None:
+    "Trains a run to its end. Raises `CommandError` if that fails, `RunStopped` after Ctrl-C."
+    with only_trainer(run):
+        save_settings(run, settings)
+        typer.echo(f"run {run.name}", err=True)
+        try:
+            execute_run(root, run)
+        except KeyboardInterrupt:
+            advice = f"go on with: card-classifier train --resume {run.name}"
+            raise RunStopped(f"stopped. Finished epochs are kept; {advice}") from None
+
+def composed_runs(
+    experiment:str,      # From which they start
+    overrides:list[str], # Some with several values
+)->list[tuple[list[str], Settings]]: # What is particular about each run, and its settings
+    "The settings of every combination, checked before the first run starts. The test split stays closed."
+    from card_classifier.training.networks import check_arch
+    is_said = any(override.startswith("evaluation.test=") for override in overrides)
+    chosen = combinations([*([] if is_said else ["evaluation.test=false"]), *overrides])
+    composed = [(one, compose(experiment, one)) for one in chosen]
+    for _, settings in composed:
+        check_arch(settings.model.arch)
+    common = set.intersection(*(set(one) for one in chosen))
+    return [([override for override in one if override not in common], settings) for one, settings in composed]
+
+# %% ../../nbs/cli/04_training.ipynb #00f8112a
+def one_line_outcome(
+    root:Path, # The checkout
+    run:Path,  # Folder of a finished run
+)->str:
+    "The first figure of a finished run."
+    what, figure = run_rows(root, run)[0]
+    return f"{what}: {figure}"
+
+def train_all(
+    root:Path,       # The checkout
+    experiment:str,  # For the names of the runs
+    composed:list[tuple[list[str], Settings]], # From `composed_runs`
+)->None:
+    "Trains several runs and prints a table. Raises `CommandError` if one of them failed."
+    rows, problem = [], ""
+    for number, (what, settings) in enumerate(composed, 1):
+        run = new_run(root/"outputs", experiment, settings, overrides=what)
+        typer.echo(f"{number} of {len(composed)}: {' '.join(what) or run.name}", err=True)
+        try:
+            train_run(root, run, settings)
+            outcome = one_line_outcome(root, run)
+        except RunStopped as error:
+            problem = str(error)
+            break
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            outcome = f"failed: {' '.join(str(error).split())}"
+            typer.echo(f"{run.name} {outcome}", err=True)
+        rows.append((run.name, " ".join(what), outcome))
+    n_failed = sum(outcome.startswith("failed: ") for *_, outcome in rows)
+    print_table("", ["run", "settings", "outcome"], rows)
+    if problem or n_failed:
+        raise CommandError(problem or f"{n_failed} of {len(rows)} runs failed")
+    typer.echo("next: card-classifier runs compare " + " ".join(row[0] for row in rows))
+
 # %% ../../nbs/cli/04_training.ipynb #0473ebee
 EXPERIMENT_HELP = "quick (rendered decks), cpu or gpu (real data), detector (finds cards in photographs), " \
     "or your own file in configs/experiment/"
@@ -148,22 +221,26 @@ def train(
         help="For instance train.epochs=12; all settings: card-classifier settings")] = None,
     experiment:Annotated[str, typer.Option("--experiment", "-e", help=EXPERIMENT_HELP)] = "cpu",
     resume:Annotated[str, typer.Option(help="Go on with this run: its name, a part of it, or latest")] = "",
+    multirun:Annotated[bool, typer.Option("--multirun", "-m",
+        help="A run for each combination of values: train.learning_rate=0.001,0.002")] = False,
+    ends_with_parent:Annotated[bool, typer.Option("--ends-with-parent", hidden=True)] = False, # For sweeps
 )->None:
     "Trains, evaluates and exports a network: executes nbs/recipes/train.ipynb with papermill."
+    if ends_with_parent:
+        from card_classifier.lifecycle.sweep import end_with_parent
+        end_with_parent()
     root, overrides = checkout(), list(overrides or [])
+    if multirun:
+        if resume:
+            raise CommandError("--multirun starts new runs; --resume goes on with one: choose one of the two")
+        train_all(root, experiment, composed_runs(experiment, overrides))
+        return
     run = find_run(root/"outputs", resume) if resume else None
     settings = resumed_settings(run, overrides) if run else compose(experiment, overrides)
     from card_classifier.training.networks import check_arch
     check_arch(settings.model.arch)
     run = run or new_run(root/"outputs", experiment, settings, overrides=overrides)
-    with only_trainer(run):
-        save_settings(run, settings)
-        typer.echo(f"run {run.name}", err=True)
-        try:
-            execute_run(root, run)
-        except KeyboardInterrupt:
-            advice = f"go on with: card-classifier train --resume {run.name}"
-            raise CommandError(f"stopped. Finished epochs are kept; {advice}") from None
+    train_run(root, run, settings)
     print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
     from card_classifier.training.tasks import TASKS # Here: the run starts seconds sooner
     typer.echo(f"next: {TASKS[settings.model.task].what_next.format(run=run.name)}")

@@ -61,8 +61,11 @@ def check_answers(
     told = (f"{n_right} of {n} right, production {pairing.n_both + pairing.n_lost}; {pairing.n_lost} lost, "
             f"{pairing.n_won} won (p = {chance:.2g}); a loss of {100*limits.difference:g} points is noticed with "
             f"{power:.0%}, one of {100*noticed:.1f} with 80 %")
+    problems, doubts = [told] if chance < limits.significance else [], []
+    if limits.significance <= chance < limits.doubtful:
+        doubts.append(f"{told}; probably worse, but one of several comparisons comes out like that by chance")
     return gate_line(
-        name, [told] if chance < limits.significance else [], [], told, n=n, n_right=n_right,
+        name, problems, doubts, told, n=n, n_right=n_right,
         production_right=pairing.n_both + pairing.n_lost, n_lost=pairing.n_lost, n_won=pairing.n_won, chance=chance,
         difference=limits.difference, power=power, noticed_with_80_percent=noticed)
 
