@@ -272,8 +272,8 @@ def read_run(
     return info
 
 # %% ../../nbs/lifecycle/00_runs.ipynb #bf6e08fc
-OWN_FOLDERS = frozenset(("cache", "comparisons", "decks", "environments", "evaluations", "gate", "image", "raw", "recipes",
-    "registry", "sweeps", "studies", "releases", "reproductions")) # What other commands keep there
+OWN_FOLDERS = frozenset(("cache", "comparisons", "decks", "environments", "evaluations", "gate", "image", "raw",
+    "recipes", "registry", "sweeps", "studies", "releases", "reproductions")) # What other commands keep there
 
 def list_runs(
     outputs:Path, # Folder of all runs; it may be missing
