@@ -6,7 +6,7 @@ SHELL := bash
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
 	pytest coverage slow-notebooks oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
 	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
-	audit-dependencies sbom dist changelog-check
+	audit-dependencies sbom dist changelog-check release
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -148,6 +148,10 @@ data-report: setup ## What data/ has changed since the commit BEFORE, and the ne
 
 promoted: setup ## Get the bundle that a tag or an event put into production, and the one before it, into outputs/promoted/
 	python .github/scripts/promotion.py
+
+RECIPE ?= release
+release: setup ## Make the bundle of a recipe, from raw images to its figures: RECIPE, a file in configs/recipes/ (hours; deck: minutes)
+	dvc repro quality@$(RECIPE)
 
 CANDIDATE ?= outputs/promoted/candidate
 AGAINST ?= outputs/promoted/before
