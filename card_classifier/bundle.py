@@ -91,7 +91,7 @@ class NetworkInfo:
     bits:int = 32                 # Of its weights and activations: one of `WEIGHT_BITS`
     run:str = ""                  # Name of the training run that made it
     ancestors:list[dict] = field(default_factory=list) # Runs it goes on from, nearest first; null: unknown
-    training:dict = field(default_factory=dict) # How it was made: `settings`, `weights`, `machine`, `minutes`
+    training:dict = field(default_factory=dict) # How it was made: `settings`, `weights`, `minutes`, code, data …
     metrics:dict = field(default_factory=dict)  # Figures measured on this network alone
     file:str = ""                 # Its ONNX file; filled in by `write_bundle`
     sha256:str = ""               # Of that file; likewise

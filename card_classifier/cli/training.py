@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANGEABLE', 'RECORD_FILE', 'EXPERIMENT_HELP', 'resumed_settings', 'only_trainer', 'follow', 'shown_progress',
            'execute_run', 'run_rows', 'example_rows', 'RunStopped', 'train_run', 'composed_runs', 'one_line_outcome',
-           'train_all', 'train']
+           'train_all', 'stage_run', 'is_finished', 'train_recipe', 'train']
 
 # %% ../../nbs/cli/04_training.ipynb #89bedc0d
 import dataclasses
@@ -25,7 +25,8 @@ from card_classifier.cli.terminal import (
     CommandError, app, is_expected, needs, one_line_errors, print_table, progress_bars,
 )
 from card_classifier.settings import (
-    Settings, as_settings, check_override, checkout, combinations, compose, load_settings, save_settings,
+    SETTINGS_FILE, Settings, as_settings, check_override, checkout, combinations, compose, load_settings,
+    save_settings,
 )
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
@@ -147,6 +148,7 @@ def train_run(
     root:Path,         # The checkout
     run:Path,          # Folder of the run, new or not
     settings:Settings, # Of the run
+    go_on:str="",      # The command that goes on with it; empty: `train --resume`
 )->None:
     "Trains a run to its end. Raises `CommandError` if that fails, `RunStopped` after Ctrl-C."
     with only_trainer(run):
@@ -155,7 +157,7 @@ def train_run(
         try:
             execute_run(root, run)
         except KeyboardInterrupt:
-            advice = f"go on with: card-classifier train --resume {run.name}"
+            advice = f"go on with: {go_on or f'card-classifier train --resume {run.name}'}"
             raise RunStopped(f"stopped. Finished epochs are kept; {advice}") from None
 
 def composed_runs(
@@ -209,6 +211,62 @@ def train_all(
         raise CommandError(problem or f"{n_failed} of {len(rows)} runs failed")
     typer.echo("next: card-classifier runs compare " + " ".join(row[0] for row in rows))
 
+# %% ../../nbs/cli/04_training.ipynb #d4a10004
+def stage_run(
+    root:Path,          # The checkout
+    recipe:Any,         # A `Recipe`
+    stage:str,          # Of it
+    settings:Settings,  # Of the stage
+    data_checksum:str,  # Of the shards that it is trained on
+)->Path:                # Its folder
+    "The run of a stage: the one that is there if it is still what the recipe asks for, else a new one."
+    from card_classifier.lifecycle.release import changed_inputs, code_sha256, run_name, set_aside, stage_inputs
+    run, inputs = root/"outputs"/run_name(recipe.name, stage), stage_inputs(root, recipe, stage, data_checksum)
+    changed = changed_inputs(run, inputs)
+    if changed:
+        with only_trainer(run):
+            kept = set_aside(run)
+        typer.echo(f"{run.name} begins anew, because of other {' and '.join(changed)}; what was there: {kept.name}")
+    if not (run/SETTINGS_FILE).is_file():
+        if run.exists(): # Nothing of worth: the settings come before the first epoch
+            set_aside(run)
+        told, names = recipe.stages[stage], {"recipe": recipe.name, "stage": stage}
+        run = new_run(root/"outputs", told.experiment, settings, run.name, overrides=told.overrides, inputs=inputs,
+                      code_sha256=code_sha256(root), **names)
+    return run
+
+# %% ../../nbs/cli/04_training.ipynb #d4a10006
+def is_finished(
+    run:Path, # Folder of a run
+)->bool:
+    "Whether a run has been trained, judged and exported."
+    file = run/"metrics.json"
+    return file.is_file() and "peak_memory_gb" in json.loads(file.read_text(encoding="utf-8"))
+
+def train_recipe(
+    root:Path,        # The checkout
+    name:str,         # Of the recipe
+    stage:str,        # Of the recipe
+    others:list[str], # What else was asked for, which a recipe leaves no room for
+)->None:
+    "Trains a stage of a recipe, and its ancestors before it; goes on where it was interrupted."
+    from card_classifier.data.cache import ready_shards
+    from card_classifier.lifecycle.release import lineage, read_recipe, stage_settings
+    if not (name and stage) or others:
+        wrong = f"{' '.join(others)} would make it another one" if others else "both are needed"
+        raise CommandError(f"train --recipe RECIPE --stage STAGE trains what the recipe says: {wrong}")
+    recipe = read_recipe(name)
+    for one in lineage(recipe, stage):
+        settings = stage_settings(recipe, one)
+        with progress_bars() as report:
+            shards = ready_shards(settings.data, root, report)
+        run = stage_run(root, recipe, one, settings, shards.checksum)
+        if is_finished(run):
+            typer.echo(f"{run.name} is trained already, from the same settings, code, packages and data")
+            continue
+        train_run(root, run, settings, f"card-classifier train --recipe {name} --stage {stage}")
+        print_table(run.name, ["", ""], [*run_rows(root, run), *example_rows(run)])
+
 # %% ../../nbs/cli/04_training.ipynb #0473ebee
 EXPERIMENT_HELP = "quick (rendered decks), cpu or gpu (real data), detector (finds cards in photographs), " \
     "or your own file in configs/experiment/"
@@ -221,6 +279,8 @@ def train(
         help="For instance train.epochs=12; all settings: card-classifier settings")] = None,
     experiment:Annotated[str, typer.Option("--experiment", "-e", help=EXPERIMENT_HELP)] = "cpu",
     resume:Annotated[str, typer.Option(help="Go on with this run: its name, a part of it, or latest")] = "",
+    recipe:Annotated[str, typer.Option(help="Train a stage of this recipe, a file in configs/recipes/")] = "",
+    stage:Annotated[str, typer.Option(help="Which stage of the recipe; its ancestors are trained before")] = "",
     multirun:Annotated[bool, typer.Option("--multirun", "-m",
         help="A run for each combination of values: train.learning_rate=0.001,0.002")] = False,
     ends_with_parent:Annotated[bool, typer.Option("--ends-with-parent", hidden=True)] = False, # For sweeps
@@ -230,6 +290,10 @@ def train(
         from card_classifier.lifecycle.sweep import end_with_parent
         end_with_parent()
     root, overrides = checkout(), list(overrides or [])
+    if recipe or stage:
+        others = [word for word in (*overrides, resume, "--multirun" if multirun else "") if word]
+        train_recipe(root, recipe, stage, others)
+        return
     if multirun:
         if resume:
             raise CommandError("--multirun starts new runs; --resume goes on with one: choose one of the two")

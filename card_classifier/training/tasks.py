@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..settings import Settings
-from .checkpoints import ancestors_of, flat_settings
+from .checkpoints import ancestors_of, flat_settings, origin_of
 from .classifier import Classifier
 from .detector import Detector
 from .learner import Task
@@ -34,8 +34,10 @@ def run_record(
     weights:Weights,  # What it started from
     machine:str,      # From `describe_machine`
     minutes:float,    # Of training
+    data:dict|None=None, # What it learned from, as `Task.describe_data` tells it
 )->dict:              # For `Task.export`: run, ancestors and training
     "How a network was made."
     training = {
-        "settings": flat_settings(run), "weights": weights.description, "machine": machine, "minutes": minutes}
+        "settings": flat_settings(run), "weights": weights.description, "machine": machine, "minutes": minutes,
+        **origin_of(run, data)}
     return {"run": run.name, "ancestors": ancestors_of(run.parent, settings.model.start_from), "training": training}
