@@ -69,9 +69,11 @@ def fits(
 runs_app = typer.Typer(no_args_is_help=False, pretty_exceptions_enable=False)
 app.add_typer(runs_app, name="runs", help="List, show, compare and remove runs.")
 
-def outputs_folder()->Path:
+def outputs_folder(
+    context:typer.Context, # Of the command; whoever calls it from Python can name another folder as its `obj`
+)->Path:
     "Where the runs of this checkout lie."
-    return checkout()/"outputs"
+    return context.find_root().obj or checkout()/"outputs"
 
 def run_row(
     info:RunInfo,
@@ -96,8 +98,8 @@ def list_command(
     "Lists the runs there are, newest first."
     if context.invoked_subcommand:
         return
-    runs = sort_runs([info for info in list_runs(outputs_folder()) if all(fits(info, one) for one in wanted or [])],
-        sort, reverse)
+    found = [info for info in list_runs(outputs_folder(context)) if all(fits(info, one) for one in wanted or [])]
+    runs = sort_runs(found, sort, reverse)
     if as_json:
         typer.echo(json.dumps([info.to_dict() for info in runs], ensure_ascii=False, indent=1))
         return
@@ -114,13 +116,14 @@ def list_command(
 @runs_app.command("show")
 @one_line_errors
 def show_command(
+    context:typer.Context,
     name:Annotated[str, typer.Argument(help="Name of a run, a part of it, a path, or latest")],
     as_json:Annotated[bool, typer.Option("--json", help="Print JSON, with every figure and epoch")] = False,
 )->None:
     "Shows what is known about a run."
     from card_classifier.lifecycle.comparison import figure_rows, shown_number
     from card_classifier.settings import setting_rows
-    info = the_run(list_runs(outputs_folder()), name)
+    info = the_run(list_runs(outputs_folder(context)), name)
     if as_json:
         everything = info.to_dict() | {"run": info.told, "metrics": info.metrics, "history": info.history}
         typer.echo(json.dumps(everything, ensure_ascii=False, indent=1))
@@ -144,13 +147,14 @@ def show_command(
 @one_line_errors
 @needs("train")
 def compare_command(
+    context:typer.Context,
     names:Annotated[list[str], typer.Argument(help="Two runs or more")],
     to:Annotated[Path | None, typer.Option("--to", help="The page; without it one under outputs/comparisons/")] = None,
     as_json:Annotated[bool, typer.Option("--json", help="Print JSON and write no page")] = False,
 )->None:
     "Shows what differs between runs, and writes a page with their learning curves."
     from card_classifier.lifecycle.comparison import differing_settings, figure_rows, shown_number, write_comparison
-    known = list_runs(outputs_folder())
+    known = list_runs(outputs_folder(context))
     runs = list({info.name: info for info in (the_run(known, name) for name in names)}.values())
     if len(runs) < 2:
         raise CommandError("name two runs or more; there are: card-classifier runs")
@@ -164,7 +168,7 @@ def compare_command(
     print_table("What they achieved", columns, figure_rows(runs))
     rows = [tuple(map(shown_number, row)) for row in differing_settings(runs)]
     print_table("Settings that differ", columns, rows or [("none", *("" for _ in runs))])
-    file = to or outputs_folder()/"comparisons"/f"{runs[0].name[:60]}-and-{len(runs) - 1}-more.html"
+    file = to or outputs_folder(context)/"comparisons"/f"{runs[0].name[:60]}-and-{len(runs) - 1}-more.html"
     typer.echo(f"page with the learning curves: {write_comparison(file, runs)}")
     best = max(runs, key=lambda info: (info.value or 0, info.created))
     typer.echo(f"next: card-classifier runs show {quote(best.name)}")
@@ -190,11 +194,12 @@ def models_and_runs(
 @runs_app.command("remove")
 @one_line_errors
 def remove_command(
+    context:typer.Context,
     name:Annotated[str, typer.Argument(help="Name of a run, a part of it, or a path")],
     yes:Annotated[bool, typer.Option("--yes", "-y", help="Don't ask")] = False,
 )->None:
     "Removes a run for good, unless a model or another run descends from it."
-    runs = list_runs(outputs_folder())
+    runs = list_runs(outputs_folder(context))
     info = the_run(runs, name)
     check_removable(info, runs, models_and_runs(checkout()))
     megabytes = sum(file.stat().st_size for file in info.folder.rglob("*") if file.is_file())/1e6
