@@ -131,7 +131,7 @@ def test_predict_works_at_once_without_the_training_stack(fresh, tmp_path):
     ("arguments", "extra"),
     [
         (["settings", "quick"], "train"),
-        (["train"], "train"),
+        (["train", "--experiment", "quick"], "train"),
         (["serve"], "serve"),
         (["records"], "serve"),
     ],

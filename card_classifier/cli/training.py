@@ -187,6 +187,7 @@ def train_all(
     root:Path,       # The checkout
     experiment:str,  # For the names of the runs
     composed:list[tuple[list[str], Settings]], # From `composed_runs`
+    train_one:Callable[[Path, Path, Settings], None]=train_run, # Called with checkout, run and settings
 )->None:
     "Trains several runs and prints a table. Raises `CommandError` if one of them failed."
     rows, problem = [], ""
@@ -194,7 +195,7 @@ def train_all(
         run = new_run(root/"outputs", experiment, settings, overrides=what)
         typer.echo(f"{number} of {len(composed)}: {' '.join(what) or run.name}", err=True)
         try:
-            train_run(root, run, settings)
+            train_one(root, run, settings)
             outcome = one_line_outcome(root, run)
         except RunStopped as error:
             problem = str(error)
