@@ -280,9 +280,10 @@ def ready_python(
     folder = root/"outputs"/"environments"/f"{checksum[:12]}-{minor}"
     if not (folder/READY).is_file():
         shutil.rmtree(folder, ignore_errors=True)
+        print(f"installing the packages of its lock file into {folder}: minutes, and some GB", file=sys.stderr)
         to = ["--python", str(environment_python(folder))]
         for step in (["venv", "--quiet", "--python", minor, str(folder)],
-                     ["pip", "sync", "--allow-empty-requirements", *to, str(lock)]):
+                     ["pip", "sync", "--quiet", "--allow-empty-requirements", *to, str(lock)]):
             if run_uv(step):
                 raise ReproduceError(f"the packages of {LOCK_FILE} could not be installed into {folder}; "
                     "what uv said stands above. What is finished is kept: the same command goes on")
@@ -356,8 +357,9 @@ def intervals_in(
     if isinstance(told, dict):
         for key, inner in told.items():
             name = f"{where}.{key}" if where else str(key)
-            if f"{key}_low" in told and f"{key}_high" in told:
-                yield name, told[f"{key}_low"], told[f"{key}_high"]
+            ends = told.get(f"{key}_low"), told.get(f"{key}_high")
+            if None not in (inner, *ends): # Nothing found: there is no precision
+                yield name, *ends
             if key != "history":
                 yield from intervals_in(inner, name)
 
