@@ -291,8 +291,8 @@ def test_a_detector_is_trained_put_into_a_bundle_and_used(tiny_bundle, wandb, tm
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
-def test_two_processes_train_together_and_one_that_dies_ends_both():
-    process, run = start(*TINY, "train.processes=2", "train.epochs=60")
+def test_two_processes_train_together_end_together_and_go_on():
+    process, run = start(*TINY, "train.processes=2", "train.epochs=12", "train.precision=fp32")
     wait_for_checkpoint(run, process)
     others = [
         child for child in psutil.Process(process.pid).children(recursive=True)
@@ -303,14 +303,18 @@ def test_two_processes_train_together_and_one_that_dies_ends_both():
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "process 2 of those that train together was killed by signal 9" in error
-    assert f"card-classifier train --resume {run.name}" in error
-    assert len(json.loads((run / "history.json").read_text(encoding="utf-8"))["rows"]) >= 1
+    assert f"card-classifier train --resume {run.name}" in error and "Traceback" not in error
+    assert (run / "process-1.log").is_file()
+    assert 1 <= len(json.loads((run / "history.json").read_text(encoding="utf-8"))["rows"]) < 12
 
-
-@pytest.mark.skipif(sys.platform == "win32", reason="processes on CPUs meet by gloo, tried on Linux and macOS")
-def test_two_processes_end_with_one_run(uninterrupted):
-    process, run = start(*TINY, "train.processes=2")
-    finish(process)
-    epochs = [[row["epoch"] for row in numbers(one)["history"]] for one in (run, uninterrupted)]
-    assert epochs[0] == epochs[1]
-    assert not list(run.glob("process-*.log")), "its own log is kept only when something went wrong"
+    finish(
+        subprocess.Popen(
+            [COMMAND, "train", "--resume", run.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    )
+    found = numbers(run)
+    assert [row["epoch"] for row in found["history"]] == list(range(1, 13)), "the epochs before are kept"
+    last = found["history"][-1]["accuracy"]
+    assert last == pytest.approx(found["valid"]["accuracy"], abs=1e-6), "validated in parts as by one process"
+    assert not (run / "process-1.log").exists(), "its log is kept only when something went wrong"
+    shutil.rmtree(run)
