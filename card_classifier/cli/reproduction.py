@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MADE_AGAIN', 'REPORT_FILE', 'recorded_minutes', 'stage_rows', 'show_recipe', 'plan_of', 'plan_rows', 'link_folder',
            'place_data', 'call', 'is_measured', 'check_data', 'repeat_training', 'export_options', 'figures_of',
-           'repeat_bundle', 'make_again', 'clear_away', 'show_comparison', 'reproduce']
+           'repeat_bundle', 'make_again', 'clear_away', 'is_agreed', 'show_comparison', 'reproduce']
 
 # %% ../../nbs/cli/14_reproduction.ipynb #5e692bd0
 import dataclasses
@@ -277,6 +277,13 @@ def clear_away(
             shutil.move(made, place/"bundle")
         remove_code(root, code)
 
+def is_agreed()->bool:
+    "Whether a person says yes; where nobody can be asked, nobody does."
+    try:
+        return typer.confirm("begin?", default=False)
+    except typer.Abort:
+        return False
+
 def show_comparison(
     comparison:Comparison,
     report:Path, # Where all of it stands
@@ -309,7 +316,7 @@ def reproduce(
     print_table(f"to make {plan.name} again", columns, plan_rows(plan))
     typer.echo(f"this takes about {max(1, round(plan.minutes))} minutes of training, as recorded on {plan.machine}; "
         "judging and exporting come on top")
-    if not yes and not typer.confirm("begin?", default=False):
+    if not yes and not is_agreed():
         raise CommandError("nothing was done; begin without asking with --yes")
     place = root/"outputs"/"reproductions"/(f"{plan.name}-bundle" if plan.export else plan.name)
     try:
