@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'IMAGE_SUFFIXES', 'USE_INSTEAD', 'OTHER_FILES', 'MAX_PIXELS', 'REDUCED_BONUS', 'DRAFT_MARGIN',
-           'MAX_FILE_BYTES', 'NOTES', 'WHITE_LEVELS', 'ImageSource', 'GREY', 'ImageError', 'EmptyImageError',
-           'NotAnImageError', 'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError', 'image_format',
-           'open_picture', 'what_it_is', 'reduce_and_check', 'turn_upright', 'eight_bits', 'to_rgb',
+           'MAX_FILE_BYTES', 'NOTES', 'WHITE_LEVELS', 'ImageSource', 'GREY', 'SHOWN_SIDE', 'JPEG_QUALITY', 'ImageError',
+           'EmptyImageError', 'NotAnImageError', 'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError',
+           'image_format', 'open_picture', 'what_it_is', 'reduce_and_check', 'turn_upright', 'eight_bits', 'to_rgb',
            'only_image_errors', 'decode_bytes', 'read_file', 'picture_of_array', 'decode_image', 'resize_image',
-           'prepare_image', 'letterbox', 'straighten']
+           'prepare_image', 'letterbox', 'straighten', 'shrunk', 'jpeg_url']
 
 # %% ../nbs/02_images.ipynb #257cf313
+import base64
 import codecs
 import contextlib
 import importlib
@@ -315,3 +316,27 @@ def straighten(
     return np.array(piece.transform(
         (size, size), Image.Transform.PERSPECTIVE, coefficients.tolist(), Image.Resampling.BILINEAR,
             fillcolor=(GREY,)*3))
+
+# %% ../nbs/02_images.ipynb #39edc89d
+SHOWN_SIDE = 640   # Pixels of the longer side of a photo that is shown
+JPEG_QUALITY = 80
+
+def shrunk(
+    image:np.ndarray,    # uint8 (h, w, 3), RGB
+    side:int=SHOWN_SIDE, # Pixels of the longer side at most
+)->np.ndarray:           # The same image, or a smaller copy
+    "An image that is small enough to be kept or shown."
+    if max(image.shape[:2]) <= side:
+        return image
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side))
+    return np.asarray(picture)
+
+def jpeg_url(
+    image:np.ndarray,         # uint8 (h, w, 3), RGB
+    quality:int=JPEG_QUALITY, # Of the JPEG, up to 95
+)->str:                       # For `src` and `href`
+    "An image as a data URL."
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

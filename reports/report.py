@@ -19,7 +19,7 @@ from card_classifier.evaluation.metrics import percent_with_interval, without_ta
 from card_classifier.evaluation.plots import (
     new_figure, plot_confusion, plot_per_class, plot_reliability, style_axis,
 )
-from card_classifier.settings import checkout, find_checkout
+from card_classifier.configuration import checkout, find_checkout
 
 matplotlib.use("Agg")
 REPORTS = Path(__file__).resolve().parent

@@ -2,6 +2,9 @@
 
 import itertools
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +72,22 @@ def tiny_info() -> BundleInfo:
 def tiny_bundle(tmp_path_factory, tiny_info) -> Path:
     "A bundle of 1 kB that recognises colours; not to be changed: copy it first."
     return write_bundle(tmp_path_factory.mktemp("bundles") / "colours", tiny_info, {"classifier": colour_network()})
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    "Mounts file systems of a few bytes, such as `64k`; skips where that is not allowed."
+    disks = []
+
+    def mounted(size: str) -> Path:
+        disk = tmp_path / f"small disk of {size}"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
+        if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("needs the right to mount a tmpfs")
+        disks.append(disk)
+        return disk
+
+    yield mounted
+    for disk in disks:
+        subprocess.run(["umount", disk], check=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MAX_CELL, MAX_STRETCH, MAX_BYTES, MAX_COLUMNS = 40, 60, 500_000, 120
 EXPORTS = {"export", "exports", "exporti"}
-BEING_BUILT = ("lifecycle", "cli", "data", "guides")  # Their numbers are spoken for, their notebooks not all written
 RECORD = "the record of a run as it was executed, which nobody edits afterwards"
 EXCEPTIONS: dict[str, dict[str, str]] = {  # Notebook to rule to reason
     "logbook/detector_run.ipynb": {"imports": RECORD},
@@ -140,7 +139,7 @@ def read_notebooks(folder: Path) -> list[Notebook]:
 
 
 def numbering_problems(names: list[str]) -> list[str]:
-    "Folders whose numbered notebooks don't count 00, 01, 02 …; in rooms that are being built numbers may be missing."
+    "Folders whose numbered notebooks don't count 00, 01, 02 …"
     numbers: dict[str, list[int]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
@@ -149,7 +148,7 @@ def numbering_problems(names: list[str]) -> list[str]:
     return [
         f"{folder or '.'}: notebooks are numbered {sorted(found)}, expected 0 to {len(found) - 1}, each once"
         for folder, found in numbers.items()
-        if sorted(found) != (sorted(set(found)) if folder in BEING_BUILT else list(range(len(found))))
+        if sorted(found) != list(range(len(found)))
     ]
 
 

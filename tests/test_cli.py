@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import colour_picture
 
-from card_classifier.settings import ServeSettings, checkout, compose, group_rows, setting_rows
+from card_classifier.configuration import checkout, compose
+from card_classifier.settings import ServeSettings, group_rows, setting_rows
 
 COMMAND = [str(Path(sys.executable).with_name("card-classifier"))]
 KEYS = {

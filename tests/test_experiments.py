@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from card_classifier.bundle import read_bundle, released_bundle
 from card_classifier.cli.main import app
-from card_classifier.settings import checkout
+from card_classifier.configuration import checkout
 
 MARK = f"zz{uuid.uuid4().hex[:8]}"  # In the name of every folder made here
 

@@ -28,7 +28,8 @@ from card_classifier.lifecycle.registry import RegistryError, read_registry, run
 from card_classifier.lifecycle.runs import RUN_LOCK
 from card_classifier.lifecycle.storage import bundle_digest, version_folder
 from card_classifier.lifecycle.wandb_registry import tell_wandb
-from card_classifier.settings import Settings, save_settings
+from card_classifier.configuration import save_settings
+from card_classifier.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent

@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from card_classifier.settings import (
-    Settings,
-    SettingsError,
-    as_settings,
-    checkout,
-    choice_groups,
-    compose,
-    experiments,
-)
+from card_classifier.configuration import as_settings, checkout, choice_groups, compose, experiments
+from card_classifier.settings import Settings, SettingsError
 
 LITE = {"model.arch": "tf_efficientnet_lite0"}
 DETECTOR = {**LITE, "model.task": "detector", "model.drop_rate": 0.0, "train.learning_rate": 0.003}

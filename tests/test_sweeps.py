@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from card_classifier.settings import checkout
+from card_classifier.configuration import checkout
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 SPACE = """

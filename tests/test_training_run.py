@@ -15,7 +15,7 @@ import pytest
 from conftest import colour_picture
 from wandb_server import Run, WandbServer, wandb_server
 
-from card_classifier.settings import checkout, load_settings
+from card_classifier.configuration import checkout, load_settings
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 TINY = [

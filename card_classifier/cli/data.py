@@ -23,7 +23,8 @@ from ..data.remote import VersionError, find_remote, pull, push, set_remote
 from ..data.shards import ShardFolder, dvc_status, has_shards, open_shards, prepare
 from ..data.source import DATA_VARIABLE
 from ..files import write_file
-from ..settings import DataSettings, checkout, find_checkout
+from ..configuration import checkout, find_checkout
+from ..settings import DataSettings
 
 # %% ../../nbs/cli/03_data.ipynb #31a951e3
 def shards_at(

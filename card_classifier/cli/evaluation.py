@@ -15,7 +15,7 @@ import typer
 from .data import find_shards
 from .runs import find_bundle
 from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
-from ..settings import find_checkout
+from ..configuration import find_checkout
 
 # %% ../../nbs/cli/05_evaluation.ipynb #de3e92ba
 Report = Callable[[int, int, str], None] # From `progress_bars`

@@ -19,7 +19,7 @@ from .terminal import CommandError, app, needs, one_line_errors, print_table
 from card_classifier.lifecycle.runs import (
     FINISHED, STATES, STOPPED, RunInfo, check_removable, lineage_of, list_runs, read_run, remove_run,
 )
-from ..settings import checkout
+from ..configuration import checkout
 
 # %% ../../nbs/cli/11_experiments.ipynb #ccfabe89
 def the_run(

@@ -18,7 +18,8 @@ from .data import find_shards
 from .runs import find_bundle
 from .settings import setting_option
 from .terminal import CommandError, app, needs, one_line_errors, print_table
-from ..settings import ExportSettings, checkout
+from ..configuration import checkout
+from ..settings import ExportSettings
 
 # %% ../../nbs/cli/06_export.ipynb #0164c173
 def faster_classifier(

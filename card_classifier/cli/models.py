@@ -20,7 +20,8 @@ import typer
 from .runs import REGISTRY, find_bundle
 from .settings import setting_option
 from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
-from ..settings import RegistrySettings, TrackingSettings, checkout
+from ..configuration import checkout
+from ..settings import RegistrySettings, TrackingSettings
 
 # %% ../../nbs/cli/13_models.ipynb #9e6dea7a
 def when_text(
@@ -212,7 +213,7 @@ def check_finished(
 )->None:
     "Raises `CommandError` if a bundle is that of a run which still trains, and may be replaced at any moment."
     from card_classifier.lifecycle.runs import TRAINING, read_run
-    from card_classifier.settings import SETTINGS_FILE
+    from card_classifier.configuration import SETTINGS_FILE
     run = bundle.resolve().parent
     if bundle.name == "bundle" and (run/SETTINGS_FILE).is_file() and read_run(run).state == TRAINING:
         raise CommandError(f"the run {run.name} is still training: promote it when card-classifier runs says that it "

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MADE_AGAIN', 'REPORT_FILE', 'recorded_minutes', 'stage_rows', 'show_recipe', 'plan_of', 'plan_rows', 'link_folder',
-           'place_data', 'call', 'is_measured', 'check_data', 'repeat_training', 'export_options', 'figures_of',
-           'repeat_bundle', 'make_again', 'clear_away', 'is_agreed', 'show_comparison', 'reproduce']
+           'place_data', 'call', 'check_data', 'repeat_training', 'export_options', 'figures_of', 'repeat_bundle',
+           'make_again', 'clear_away', 'is_agreed', 'show_comparison', 'reproduce']
 
 # %% ../../nbs/cli/14_reproduction.ipynb #5e692bd0
 import dataclasses
@@ -25,7 +25,8 @@ from card_classifier.lifecycle.reproduce import (
     Comparison, Plan, Training, check_code, check_commit, command_in, compare, place_code, place_run, plan_of_bundle,
     plan_of_run, ready_python, remove_code,
 )
-from ..settings import checkout
+from ..lifecycle.runs import is_finished
+from ..configuration import checkout
 
 # %% ../../nbs/cli/14_reproduction.ipynb #dc7965bc
 def recorded_minutes(
@@ -150,15 +151,6 @@ def call(
     if answer.returncode:
         raise CommandError(f"card-classifier {arguments[0]} of that version failed; what it said stands above")
 
-def is_measured(
-    run:Path, # Folder of a run
-)->bool:
-    "Whether a run is done to the end."
-    try:
-        return "peak_memory_gb" in json.loads((run/"metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
 def check_data(
     run:Path,          # Its repetition
     training:Training,
@@ -185,7 +177,7 @@ def repeat_training(
     for parent in training.parents: # Perhaps made by another version of the code
         link_folder(next(place.glob(f"code-*/outputs/{parent}")), code/"outputs"/parent)
     run = place_run(training, code)
-    if is_measured(run):
+    if is_finished(run):
         typer.echo(f"{training.run} was made again before the interruption")
     else:
         call(python, code, "train", "--resume", training.run, "tracking.wandb=disabled")

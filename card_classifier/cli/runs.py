@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from .terminal import CommandError
-from ..settings import SETTINGS_FILE, Settings, checkout, find_checkout, save_settings
+from ..configuration import SETTINGS_FILE, checkout, find_checkout, save_settings
+from ..settings import Settings
 
 # %% ../../nbs/cli/02_runs.ipynb #e2bf4b76
 def new_run(

@@ -16,7 +16,8 @@ import typer
 from .runs import REGISTRY, find_bundle
 from .settings import takes_settings
 from .terminal import CommandError, app, needs, one_line_errors
-from ..settings import ServeSettings, checkout
+from ..configuration import checkout
+from ..settings import ServeSettings
 
 # %% ../../nbs/cli/08_serving.ipynb #c9b9ae51
 def greeting(

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from .terminal import app, needs, one_line_errors, print_table
-from ..settings import Settings, SettingsGroup, compose, experiments, find_checkout, setting_rows
+from ..configuration import compose, experiments, find_checkout
+from ..settings import Settings, SettingsGroup, setting_rows
 
 # %% ../../nbs/cli/01_settings.ipynb #59461a40
 def setting_option(

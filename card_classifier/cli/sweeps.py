@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from .terminal import CommandError, app, needs, one_line_errors, print_table
-from ..settings import checkout
+from ..configuration import checkout
 
 # %% ../../nbs/cli/12_sweeps.ipynb #17caffba
 def short(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANGEABLE', 'RECORD_FILE', 'EXPERIMENT_HELP', 'resumed_settings', 'only_trainer', 'follow', 'shown_progress',
            'execute_run', 'run_rows', 'example_rows', 'RunStopped', 'train_run', 'composed_runs', 'one_line_outcome',
-           'train_all', 'stage_run', 'is_finished', 'train_recipe', 'train']
+           'train_all', 'stage_run', 'train_recipe', 'train']
 
 # %% ../../nbs/cli/04_training.ipynb #89bedc0d
 import dataclasses
@@ -24,10 +24,10 @@ from .runs import find_run, new_run
 from card_classifier.cli.terminal import (
     CommandError, app, is_expected, needs, one_line_errors, print_table, progress_bars,
 )
-from card_classifier.settings import (
-    SETTINGS_FILE, Settings, as_settings, check_override, checkout, combinations, compose, load_settings,
-    save_settings,
+from card_classifier.configuration import (
+    SETTINGS_FILE, as_settings, check_override, checkout, combinations, compose, load_settings, save_settings,
 )
+from ..settings import Settings
 
 # %% ../../nbs/cli/04_training.ipynb #24e64b18
 CHANGEABLE = ("evaluation.test=", "tracking.", "train.processes=") # How overrides begin that a run may go on with
@@ -237,13 +237,6 @@ def stage_run(
     return run
 
 # %% ../../nbs/cli/04_training.ipynb #d4a10006
-def is_finished(
-    run:Path, # Folder of a run
-)->bool:
-    "Whether a run has been trained, judged and exported."
-    file = run/"metrics.json"
-    return file.is_file() and "peak_memory_gb" in json.loads(file.read_text(encoding="utf-8"))
-
 def train_recipe(
     root:Path,        # The checkout
     name:str,         # Of the recipe
@@ -253,6 +246,7 @@ def train_recipe(
     "Trains a stage of a recipe, and its ancestors before it; goes on where it was interrupted."
     from card_classifier.data.cache import ready_shards
     from card_classifier.lifecycle.release import lineage, read_recipe, stage_settings
+    from card_classifier.lifecycle.runs import is_finished
     if not (name and stage) or others:
         wrong = f"{' '.join(others)} would make it another one" if others else "both are needed"
         raise CommandError(f"train --recipe RECIPE --stage STAGE trains what the recipe says: {wrong}")

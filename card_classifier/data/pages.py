@@ -7,19 +7,16 @@ __all__ = ['TEMPLATES', 'THUMBNAIL_SIDE', 'NO_PICTURE', 'SHOWN', 'page_templates
            'item_of', 'balance_bars', 'difference_page']
 
 # %% ../../nbs/data/11_pages.ipynb #317d5780
-import base64
 import functools
-import io
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 import card_classifier
 from .differences import Change, Difference, change_rows
 from .versions import VersionImage
-from ..images import ImageError, decode_image
+from ..images import ImageError, decode_image, jpeg_url, shrunk
 
 # %% ../../nbs/data/11_pages.ipynb #5419dd0d
 TEMPLATES = Path(card_classifier.__file__).resolve().parent/"data"/"templates"
@@ -49,13 +46,9 @@ def thumbnail_url(
 )->str:                      # To stand in a page
     "A small copy of a picture as a `data:` address; of a damaged one, a grey pixel."
     try:
-        picture = Image.fromarray(decode_image(content, target=side))
+        return jpeg_url(shrunk(decode_image(content, target=side), side))
     except ImageError:
         return NO_PICTURE
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 # %% ../../nbs/data/11_pages.ipynb #593ed80a
 SHOWN = {"relabelled": 300, "changed": 200, "added": 120, "removed": 120, "moved": 60} # At most, in this order

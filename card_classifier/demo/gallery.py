@@ -7,18 +7,15 @@ __all__ = ['THUMBNAIL_SIDE', 'answer_reference', 'correction_form', 'thanks_html
            'figure_html', 'gallery_html']
 
 # %% ../../nbs/demo/03_gallery.ipynb #e0ccb1c9
-import io
 import json
-from base64 import b64encode
 
 from markupsafe import Markup
-from PIL import Image
 
 from ..cards import Card, Rank, Suit
 from .answers import refusal_text
 from .drawing import blank_svg, card_svg
 from .templates import fill_template, percent
-from ..images import ImageError, decode_image
+from ..images import ImageError, decode_image, jpeg_url, shrunk
 
 # %% ../../nbs/demo/03_gallery.ipynb #5ec60841
 def answer_reference(
@@ -61,13 +58,9 @@ def thumbnail(
 )->str|None:                 # A data URL of a few kB, or None if it is no image
     "A small copy of a photo."
     try:
-        picture = Image.fromarray(decode_image(content, target=side))
+        return jpeg_url(shrunk(decode_image(content, target=side), side), quality=78)
     except ImageError:
         return None
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=78)
-    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
 
 # %% ../../nbs/demo/03_gallery.ipynb #d7c4d09f
 def caption(

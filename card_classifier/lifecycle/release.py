@@ -20,7 +20,8 @@ from typing import Any
 
 from ..files import write_file
 from .runs import lock_sha256, read_run_file
-from ..settings import SETTINGS_FILE, Settings, checkout, compose
+from ..configuration import SETTINGS_FILE, checkout, compose
+from ..settings import Settings
 
 # %% ../../nbs/lifecycle/04_release.ipynb #456185cd
 class RecipeError(ValueError):

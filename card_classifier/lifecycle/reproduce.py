@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import BUNDLE_FILE, BundleInfo, read_bundle
-from ..evaluation.metrics import METRICS_FILE
+from ..configuration import METRICS_FILE
 from ..files import write_file
 from .release import code_sha256
 from .runs import LOCK_FILE, git, lock_sha256, read_run_file
-from ..settings import SETTINGS_FILE
+from ..configuration import SETTINGS_FILE
 
 # %% ../../nbs/lifecycle/05_reproduce.ipynb #a405443d
 class ReproduceError(ValueError):

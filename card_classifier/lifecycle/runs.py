@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOCK_FILE', 'CODE', 'GIT_SECONDS', 'TRAINING', 'STOPPED', 'FINISHED', 'BROKEN', 'FOREIGN', 'STATES', 'FIGURES',
-           'NAMED_BY_TIME', 'OWN_FOLDERS', 'git', 'lock_sha256', 'origin_now', 'read_run_file', 'note', 'is_locked',
-           'RunError', 'read_json', 'read_settings', 'whole_checkpoints', 'RunInfo', 'moment_of', 'measure', 'state_of',
-           'read_run', 'list_runs', 'descendants', 'lineage_of', 'check_removable', 'remove_run']
+           'NAMED_BY_TIME', 'NOTED_LAST', 'OWN_FOLDERS', 'git', 'lock_sha256', 'origin_now', 'read_run_file', 'note',
+           'is_locked', 'RunError', 'read_json', 'read_settings', 'whole_checkpoints', 'RunInfo', 'moment_of',
+           'measure', 'is_finished', 'state_of', 'read_run', 'list_runs', 'descendants', 'lineage_of',
+           'check_removable', 'remove_run']
 
 # %% ../../nbs/lifecycle/00_runs.ipynb #29fbc75f
 import hashlib
@@ -21,7 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..files import ASIDE, DRAFT, write_file
-from ..settings import HISTORY_FILE, PROGRESS_FILE, RUN_FILE, RUN_LOCK, SETTINGS_FILE
+from card_classifier.configuration import (
+    HISTORY_FILE, METRICS_FILE, PROGRESS_FILE, RUN_FILE, RUN_LOCK, SETTINGS_FILE,
+)
 
 # %% ../../nbs/lifecycle/00_runs.ipynb #419708f5
 LOCK_FILE = "requirements.lock"
@@ -227,6 +230,17 @@ def measure(
     info.minutes = info.metrics.get("minutes", seconds/60 if info.history else None)
 
 # %% ../../nbs/lifecycle/00_runs.ipynb #f4418ee8
+NOTED_LAST = "peak_memory_gb" # In a run's metrics, once it has exported its network
+
+def is_finished(
+    run:Path, # Its folder
+)->bool:      # False too if its metrics can't be read
+    "Whether a run was trained, judged and exported."
+    try:
+        return NOTED_LAST in read_json(Path(run)/METRICS_FILE)
+    except RunError:
+        return False
+
 def state_of(
     info:RunInfo, # With settings, metrics and history
 )->tuple[str, str]: # One of `STATES`, and how far it is in words
@@ -237,7 +251,7 @@ def state_of(
         said = read_json(info.folder/PROGRESS_FILE)
         return TRAINING, f"{progress}, {said['what']}" if "what" in said else progress
     from card_classifier.bundle import BUNDLE_FILE # Here: a bundle's module brings numpy
-    if "peak_memory_gb" in info.metrics or (info.metrics and (info.folder/"bundle"/BUNDLE_FILE).is_file()):
+    if NOTED_LAST in info.metrics or (info.metrics and (info.folder/"bundle"/BUNDLE_FILE).is_file()):
         return FINISHED, progress
     n_checkpoints, n_whole = whole_checkpoints(info.folder)
     if n_checkpoints and not n_whole:
@@ -261,7 +275,7 @@ def read_run(
         info.settings = read_settings(folder)
         info.task = str(info.settings.get("model.task") or "classifier")
         info.data = str(info.settings.get("data.source") or "")
-        info.metrics = read_json(folder/"metrics.json")
+        info.metrics = read_json(folder/METRICS_FILE)
         info.history = info.metrics.get("history") or read_json(folder/HISTORY_FILE).get("rows") or []
         info.epochs = len(info.history)
         measure(info)

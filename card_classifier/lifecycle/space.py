@@ -14,10 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from card_classifier.settings import (
-    SearchRange, Settings, SettingsError, SweepSettings, check_setting, checkout, compose, require, search_range,
-    setting_field,
-)
+from ..configuration import checkout, compose, search_range, setting_field
+from ..settings import SearchRange, Settings, SettingsError, SweepSettings, check_setting, require
 
 # %% ../../nbs/lifecycle/02_space.ipynb #f50a8fa7
 WAYS = ("low", "high", "is_log") # What a file may say of a range

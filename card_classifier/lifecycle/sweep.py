@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..settings import HISTORY_FILE
+from ..configuration import HISTORY_FILE
 from .space import Sweep, difference, identity
 
 # %% ../../nbs/lifecycle/03_sweep.ipynb #2db29389

@@ -9,7 +9,6 @@ __all__ = ['WANDB_SECONDS', 'RETRIES', 'PROCESS', 'wandb_is_wanted', 'registry_t
 # %% ../../nbs/lifecycle/14_wandb_registry.ipynb #a13c7cc3
 import contextlib
 import json
-import netrc
 import os
 import signal
 import subprocess
@@ -20,18 +19,12 @@ from typing import Any
 
 from .registry import ARTIFACT, STAGES, Version, read_registry
 from .storage import copy_files, is_bundle, version_folder
+from ..machine import has_wandb_key
 
 # %% ../../nbs/lifecycle/14_wandb_registry.ipynb #0efb1ec4
 def wandb_is_wanted()->bool:
     "Whether there is a key, and nobody switched W&B off or offline."
-    if os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    return os.environ.get("WANDB_MODE", "online") in ("online", "shared") and has_wandb_key()
 
 # %% ../../nbs/lifecycle/14_wandb_registry.ipynb #ed19fdc7
 def registry_target(

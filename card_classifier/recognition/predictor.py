@@ -19,10 +19,12 @@ import numpy as np
 
 from ..bundle import CLASSIFIER, DETECTOR, PORTS, BundleError, read_bundle, released_bundle, softmax
 from ..cards import CARDS
-from ..images import MAX_PIXELS, ImageError, ImageSource, decode_image, resize_image, straighten
+from card_classifier.images import (
+    MAX_PIXELS, ImageError, ImageSource, decode_image, jpeg_url, resize_image, shrunk, straighten,
+)
 from .answer import Corners, Prediction, make_prediction, why_rejected
 from .detection import Detections, detect_cards, relative_corners
-from .display import Mark, annotated_svg, jpeg_url, shrunk
+from .display import Mark, annotated_svg
 from .engine import ENGINES, Network, open_network
 
 # %% ../../nbs/recognition/04_predictor.ipynb #b45bf18d

@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..evaluation.metrics import METRICS_FILE
+from ..configuration import METRICS_FILE
 from ..files import whole_file, write_file
-from ..settings import HISTORY_FILE, PROGRESS_FILE, RUN_FILE, SETTINGS_FILE, SettingsError
+from ..configuration import HISTORY_FILE, PROGRESS_FILE, RUN_FILE, SETTINGS_FILE
+from ..settings import SettingsError
 from .networks import Weights
 
 # %% ../../nbs/training/01_checkpoints.ipynb #8b69a6a7

@@ -24,7 +24,7 @@ import card_classifier
 from card_classifier.bundle import (
     BundleInfo, INPUT_NAME, NetworkInfo, Ports, model_version_of, read_bundle, write_bundle,
 )
-from ..settings import is_checkout
+from ..configuration import is_checkout
 
 # %% ../../nbs/training/04_export.ipynb #80d00a10
 class ExportError(ValueError):

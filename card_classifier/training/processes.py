@@ -29,7 +29,8 @@ from fastai.learner import Learner
 from torch import distributed
 
 from ..machine import available_cpus
-from ..settings import Settings, SettingsError, load_settings
+from ..configuration import load_settings
+from ..settings import Settings, SettingsError
 from .learner import Task, build_learner, choose_device, train
 from .tasks import create_task
 
