@@ -78,6 +78,15 @@ def test_names_of_a_cell():
     }
 
 
+@pytest.fixture(autouse=True)
+def own_environment():
+    "Gives each notebook the environment that it would find in a kernel of its own."
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_demonstrations_hold_for_the_package(name, monkeypatch, request):
     monkeypatch.setenv("MPLBACKEND", "Agg")
