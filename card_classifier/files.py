@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAFT', 'STALE_SECONDS', 'ASIDE', 'lock_draft', 'remove_draft', 'sweep_draft', 'sweep_drafts', 'open_draft',
-           'to_disk', 'whole_file', 'write_file', 'restore_folder', 'swap_in', 'whole_folder']
+           'to_disk', 'whole_file', 'write_file', 'locked', 'settle', 'restore_folder', 'swap_in', 'whole_folder']
 
 # %% ../nbs/04_files.ipynb #638ba00f
 import contextlib
@@ -30,15 +30,17 @@ STALE_SECONDS = 3600 # Where no lock tells, a draft that has been left alone for
 def lock_draft(
     draft:Path, # A file or folder
 )->int|None:    # Descriptor that holds the lock until it is closed; None where there are no locks
-    "Takes the lock on a draft. Raises `BlockingIOError` if a living process has it."
+    "Takes the lock on a draft. Raises `BlockingIOError` if a living process has it, `FileNotFoundError` if it is gone."
     if fcntl is None:
         return None
     descriptor = os.open(draft, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), draft.stat()): # Another one took its name meanwhile
+            raise FileNotFoundError(f"{draft} is gone")
     except OSError as error:
         os.close(descriptor)
-        if isinstance(error, BlockingIOError):
+        if isinstance(error, (BlockingIOError, FileNotFoundError)):
             raise
         return None # A file system without locks
     return descriptor
@@ -154,15 +156,36 @@ def write_file(
 # %% ../nbs/04_files.ipynb #075dfac2
 ASIDE = ".replaced" # Ends the name of a folder that is moved aside to be replaced
 
+@contextlib.contextmanager
+def locked(
+    path:Path, # A file or folder
+)->Iterator[None]:
+    "Holds the lock on something for a block. Raises as `lock_draft` does."
+    descriptor = lock_draft(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+def settle(
+    aside:Path, # A folder that was moved aside
+    path:Path,  # Its place
+)->None:
+    "Puts a folder back if nothing took its place, and removes it otherwise."
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
 def restore_folder(
     path:Path, # A folder that may be missing
 )->None:
     "Puts back, or removes, what a killed process had moved aside to replace this folder."
     aside = path.with_name(f".{path.name}{ASIDE}")
-    if aside.exists() and not path.exists():
-        aside.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError), locked(aside): # None lies there, or a living process is replacing the folder
+        settle(aside, path)
 
+# %% ../nbs/04_files.ipynb #a5be19c2
 def swap_in(
     draft:Path,          # A folder
     path:Path,           # Its place
@@ -177,9 +200,15 @@ def swap_in(
     if not may_replace or not path.is_dir():
         raise FileExistsError(f"{path} is in the way")
     aside = path.with_name(f".{path.name}{ASIDE}")
-    path.rename(aside)
-    draft.rename(path)
-    shutil.rmtree(aside)
+    try:
+        with locked(path):
+            path.rename(aside)
+            try:
+                draft.rename(path)
+            finally:
+                settle(aside, path)
+    except OSError as error:
+        raise FileExistsError(f"{path} can't be replaced, perhaps because another process does so: {error}") from error
 
 # %% ../nbs/04_files.ipynb #58009560
 @contextlib.contextmanager
