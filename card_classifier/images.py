@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'IMAGE_SUFFIXES', 'USE_INSTEAD', 'OTHER_FILES', 'MAX_PIXELS', 'REDUCED_BONUS', 'DRAFT_MARGIN',
-           'MAX_FILE_BYTES', 'NOTES', 'WHITE_LEVELS', 'ImageSource', 'GREY', 'SHOWN_SIDE', 'JPEG_QUALITY', 'ImageError',
-           'EmptyImageError', 'NotAnImageError', 'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError',
-           'image_format', 'open_picture', 'what_it_is', 'reduce_and_check', 'turn_upright', 'eight_bits', 'to_rgb',
-           'only_image_errors', 'decode_bytes', 'read_file', 'picture_of_array', 'decode_image', 'resize_image',
-           'prepare_image', 'letterbox', 'straighten', 'shrunk', 'jpeg_url']
+           'MAX_FILE_BYTES', 'NOTES', 'WHITE_LEVELS', 'ImageSource', 'GREY', 'INDEX_SURROUNDINGS', 'SHOWN_SIDE',
+           'JPEG_QUALITY', 'ImageError', 'EmptyImageError', 'NotAnImageError', 'BrokenImageError', 'ImageTooLargeError',
+           'UnreadableFileError', 'image_format', 'open_picture', 'what_it_is', 'reduce_and_check', 'turn_upright',
+           'eight_bits', 'to_rgb', 'only_image_errors', 'decode_bytes', 'read_file', 'picture_of_array', 'decode_image',
+           'resize_image', 'prepare_image', 'letterbox', 'straighten', 'index_crop', 'shrunk', 'jpeg_url']
 
 # %% ../nbs/02_images.ipynb #257cf313
 import base64
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from .geometry import homography
+from .geometry import homography, square_around
 
 # %% ../nbs/02_images.ipynb #004bbe1c
 class ImageError(ValueError):
@@ -316,6 +316,17 @@ def straighten(
     return np.array(piece.transform(
         (size, size), Image.Transform.PERSPECTIVE, coefficients.tolist(), Image.Resampling.BILINEAR,
             fillcolor=(GREY,)*3))
+
+# %% ../nbs/02_images.ipynb #d41f0a02
+INDEX_SURROUNDINGS = 2.0 # Side of the square, in longer sides of the index
+
+def index_crop(
+    photo:np.ndarray,   # uint8 (h, w, 3), RGB
+    outline:np.ndarray, # Of an index, clockwise from its own top left, pixels, shape (4, 2)
+    size:int,           # Side of the result in pixels
+)->np.ndarray:          # uint8 (size, size, 3), RGB
+    "An index, upright, with what is around it."
+    return straighten(photo, square_around(outline, INDEX_SURROUNDINGS), size, margin=0)
 
 # %% ../nbs/02_images.ipynb #39edc89d
 SHOWN_SIDE = 640   # Pixels of the longer side of a photo that is shown
