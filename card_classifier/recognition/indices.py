@@ -169,7 +169,7 @@ WORKING_SIDE = 1280  # Pixels of the photo's longer side where nothing is known 
 def working_scale(
     quadrilaterals:Sequence[np.ndarray], # Corners of the cards that were detected, pixels, shape (4, 2) each
     photo:np.ndarray,                    # uint8 (h, w, 3)
-)->float:                                # Of the image in which indices are looked for, relative to the photo; at most 1.5
+)->float:                                # Of the image in which indices are looked for, relative to the photo
     "How much smaller the photo may be."
     if not len(quadrilaterals):
         return min(1.0, WORKING_SIDE/max(photo.shape[:2]))
