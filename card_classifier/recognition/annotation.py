@@ -47,7 +47,7 @@ def cards_as_read(
     cards = [one for one in answer["cards"] if not one["is_rejected"]] or answer["cards"]
     return [cards[number] for number in reading_order([one["corners"] for one in cards], aspect)]
 
-# %% ../../nbs/recognition/05_annotation.ipynb #a4421657
+# %% ../../nbs/recognition/05_annotation.ipynb #fc2aa82d
 def suit_shape(
     sign:str, # One of ♠ ♥ ♦ ♣
     side:int, # Of the square that it fills, in pixels
@@ -72,7 +72,8 @@ def suit_shape(
         polygon((.06, .41), (.5, .2), (.94, .41), (.5, .95))
         if sign == "♠":
             mask = mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-            ImageDraw.Draw(mask).polygon([(big*x, big*y) for x, y in ((.47, .6), (.53, .6), (.66, .98), (.34, .98))], 255)
+            draw = ImageDraw.Draw(mask)
+            polygon((.47, .6), (.53, .6), (.66, .98), (.34, .98))
     return mask.resize((side, side), Image.Resampling.LANCZOS)
 
 # %% ../../nbs/recognition/05_annotation.ipynb #f3c4656b
