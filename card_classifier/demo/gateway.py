@@ -391,6 +391,7 @@ async def respond(
         raise RefusedRequestError(405, "This address takes another method.")
     raise RefusedRequestError(404, "There is nothing here.")
 
+# %% ../../nbs/demo/09_gateway.ipynb #8304c235
 async def serve_gateway(
     gateway:DemoGateway,
     scope:dict,       # Of ASGI
