@@ -9,8 +9,9 @@ __all__ = ['CLASSIFIER', 'DETECTOR', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME',
            'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax', 'lists_for_tuples',
            'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems', 'network_problems',
            'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle', 'record_from',
-           'parse_bundle_json', 'check_file', 'read_bundle', 'add_metrics', 'known_ancestors', 'converted_classifier',
-           'converted_detector', 'converted_info', 'convert_bundle', 'released_folder', 'released_bundle']
+           'parse_bundle_json', 'verified_bytes', 'load_bundle', 'read_bundle', 'add_metrics', 'known_ancestors',
+           'converted_classifier', 'converted_detector', 'converted_info', 'convert_bundle', 'released_folder',
+           'released_bundle']
 
 # %% ../nbs/03_bundle.ipynb #010d6892
 import dataclasses
@@ -312,33 +313,40 @@ def parse_bundle_json(
     return info
 
 # %% ../nbs/03_bundle.ipynb #9cd6810e
-def check_file(
+def verified_bytes(
     file:Path,  # A file of a bundle
     sha256:str, # What the description says
-)->None:
+)->bytes:       # Its content
     "Raises `BundleError` unless a file is the one described, and `OSError` if it can't be read."
-    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise BundleError(
             f"{file} is not the file that {BUNDLE_FILE} describes (its checksum differs): get the bundle again")
+    return content
 
-def read_bundle(
+def load_bundle(
     folder:str|Path, # A bundle
-)->BundleInfo:       # Its description, once every file has been verified
-    "The description of a bundle whose files are what it says. Raises `BundleError` with what to do."
+)->tuple[BundleInfo, dict[str, bytes]]: # Its description, and the verified ONNX file of each network
+    "A bundle whose files are what it says; whoever runs a network runs these bytes. Raises `BundleError`."
     folder = Path(folder)
     if not folder.is_dir():
         raise BundleError(
             f"there is no bundle folder {folder}: give the folder that holds {BUNDLE_FILE}, such as outputs/RUN/bundle")
     try:
         info = parse_bundle_json((folder / BUNDLE_FILE).read_text(encoding="utf-8"), folder / BUNDLE_FILE)
-        for network in info.networks.values():
-            check_file(folder / network.file, network.sha256)
+        contents = {kind: verified_bytes(folder / one.file, one.sha256) for kind, one in info.networks.items()}
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / BUNDLE_FILE} is not JSON ({error}): get the bundle again") from error
     except OSError as error:
         advice = "get the bundle again, or check the folder's name"
         raise BundleError(f"{error.filename} can't be read ({error.strerror}): {advice}") from error
-    return info
+    return info, contents
+
+def read_bundle(
+    folder:str|Path, # A bundle
+)->BundleInfo:       # Its description, once every file has been verified
+    "The description of a bundle whose files are what it says. Raises `BundleError` with what to do."
+    return load_bundle(folder)[0]
 
 # %% ../nbs/03_bundle.ipynb #9d81c4f7
 def add_metrics(
@@ -418,7 +426,7 @@ def convert_bundle(
         if not isinstance(old, dict) or old.get("format") != CONVERTED_FORMAT:
             raise BundleError(f"{file} is not of format {CONVERTED_FORMAT}: there is nothing to convert")
         for name, sha256 in old["files"].items():
-            check_file(folder / name, sha256)
+            verified_bytes(folder / name, sha256)
         networks = {CONVERTED_FILES[name]: folder / name for name in old["files"]}
         return write_bundle(to or folder, converted_info(old), networks, overwrite=to is None)
     except OSError as error:

@@ -7,13 +7,13 @@ __all__ = ['SIGNATURES', 'IMAGE_SUFFIXES', 'USE_INSTEAD', 'OTHER_FILES', 'BYTES_
            'SCAN_NANOSECONDS', 'MAX_SEGMENTS', 'MAX_EXIF_SEGMENTS', 'MAX_SCANS', 'MAX_JUNK', 'NEXT_MARKER',
            'FRAME_MARKERS', 'SEQUENTIAL', 'READ_FRAMES', 'SCAN', 'END', 'BARE_MARKERS', 'CHUNK_ALLOWANCE',
            'CHUNK_BYTES', 'UNUSED_CHUNKS', 'TURNING_NOTES', 'MAX_NOTE', 'MAX_BLOCKS', 'MAX_CONTROLS', 'CONTROL',
-           'EXTENSION', 'PICTURE', 'MAX_WEBP_CHUNKS', 'MAX_ENTRIES', 'ENTRY_BYTES', 'WIDTH_TAG', 'HEIGHT_TAG',
-           'PIECE_TAGS', 'MAX_BOXES', 'NESTED', 'WALKS', 'ImageError', 'EmptyImageError', 'NotAnImageError',
-           'UnsupportedImageError', 'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError', 'image_format',
-           'what_it_is', 'Structure', 'check_count', 'jpeg_segments', 'Frame', 'jpeg_frame', 'coefficients',
-           'jpeg_structure', 'is_turning_note', 'png_structure', 'after_blocks', 'gif_structure', 'webp_size',
-           'webp_structure', 'bmp_structure', 'Entry', 'directory', 'values_of', 'check_pointers', 'tiff_structure',
-           'are_notes_bounded', 'boxes', 'box_structure', 'inspect_image', 'check_size']
+           'EXTENSION', 'PICTURE', 'MAX_WEBP_CHUNKS', 'SMALL_WEBP', 'MAX_ENTRIES', 'ENTRY_BYTES', 'WIDTH_TAG',
+           'HEIGHT_TAG', 'PIECE_TAGS', 'MAX_BOXES', 'NESTED', 'WALKS', 'ImageError', 'EmptyImageError',
+           'NotAnImageError', 'UnsupportedImageError', 'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError',
+           'image_format', 'what_it_is', 'Structure', 'check_count', 'jpeg_segments', 'Frame', 'jpeg_frame',
+           'coefficients', 'jpeg_structure', 'is_turning_note', 'png_structure', 'after_blocks', 'gif_structure',
+           'webp_size', 'webp_structure', 'bmp_structure', 'Entry', 'directory', 'values_of', 'check_pointers',
+           'tiff_structure', 'are_notes_bounded', 'boxes', 'box_structure', 'inspect_image', 'check_size']
 
 # %% ../nbs/08_formats.ipynb #bb374212
 import codecs
@@ -324,8 +324,9 @@ def gif_structure(
         [*parts, content[place:]])
     return Structure("GIF", bare, max(width, left + across), max(height, top + down))
 
-# %% ../nbs/08_formats.ipynb #c0b82543
+# %% ../nbs/08_formats.ipynb #921cf520
 MAX_WEBP_CHUNKS = 20_000 # Frames and notes
+SMALL_WEBP = 100_000     # Pixels; the tables of a lossless one can take several hundred bytes for each
 
 def webp_size(
     content:bytes,
@@ -351,7 +352,8 @@ def webp_structure(
         size = int.from_bytes(content[place + 4:place + 8], "little")
         place, n_chunks = place + 8 + size + size % 2, n_chunks + 1
         check_count(n_chunks, MAX_WEBP_CHUNKS, "this is a WebP with more chunks than a photograph has")
-    return Structure("WebP", content, *webp_size(content), is_plain=False)
+    width, height = webp_size(content)
+    return Structure("WebP", content, width, height, content[12:16] == b"VP8 " or width * height <= SMALL_WEBP)
 
 # %% ../nbs/08_formats.ipynb #40185acc
 def bmp_structure(
