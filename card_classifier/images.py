@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from card_classifier.formats import (
     BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, Structure, UnreadableFileError,
@@ -68,8 +68,8 @@ def choose_scale(
     scale = next((one for one in (1, 2, 4) if one >= needed), 8)
     wanted = (picture.width // scale, picture.height // scale)
     if target and not picture.info.get("progressive"):
-        wanted = tuple(min(side, DRAFT_MARGIN * target) for side in wanted) if scale > 1 else (DRAFT_MARGIN * target,) * 2
-    if target or scale > 1:
+        wanted = tuple(min(side, DRAFT_MARGIN * target) for side in wanted)
+    if wanted != picture.size:
         picture.draft(None, wanted)
     return divisor(*picture.size)
 

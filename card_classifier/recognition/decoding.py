@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['QUICK_MILLISECONDS', 'QUICK_MEMORY', 'ARRAY_BYTES', 'REQUEST', 'ANSWER', 'READY', 'SPARE_MEMORY', 'PARENT_SECONDS',
-           'DECODE_SECONDS', 'REQUEST_SECONDS', 'WATCH_SECONDS', 'PIPE_BYTES', 'ENVIRONMENT', 'LARGE_MEMORY',
+           'DECODE_SECONDS', 'REQUEST_SECONDS', 'FOREVER', 'WATCH_SECONDS', 'PIPE_BYTES', 'ENVIRONMENT', 'LARGE_MEMORY',
            'whole_memory', 'is_quick', 'Inspected', 'inspect_source', 'end_with_parent', 'confine', 'answer_one',
            'answer_photographs', 'StoppedError', 'Patience', 'start_process', 'end_process', 'await_answer', 'watched',
            'read_into', 'ask_process', 'end_all', 'locked', 'Decoder', 'why_dead', 'decode_apart']
 
-# %% ../../nbs/recognition/04_decoding.ipynb #338251b2
+# %% ../../nbs/recognition/04_decoding.ipynb #ec0b9128
 import contextlib
 import json
 import os
@@ -28,7 +28,9 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from .. import formats
-from ..formats import BrokenImageError, ImageError, ImageTooLargeError, Structure, check_size, inspect_image
+from card_classifier.formats import (
+    BrokenImageError, ImageError, ImageTooLargeError, Structure, check_size, inspect_image,
+)
 from card_classifier.images import (
     MAX_MEMORY, MAX_PIXELS, ImageSource, check_memory, decode_bytes, decode_image, read_file,
 )
@@ -130,9 +132,10 @@ def answer_photographs()->None:
     while answer_one(incoming, outgoing):
         pass
 
-# %% ../../nbs/recognition/04_decoding.ipynb #e94d0aad
+# %% ../../nbs/recognition/04_decoding.ipynb #e73a96c5
 DECODE_SECONDS = 15   # For one photograph in a decoder
 REQUEST_SECONDS = 60  # For all photographs of one request
+FOREVER = float("inf")
 
 class StoppedError(Exception):
     "Nobody waits for the answer any more."
@@ -289,7 +292,7 @@ def locked(
                 patience.left.wait(min(WATCH_SECONDS, patience.remaining()))
         yield # Closing the file ends the lock
 
-# %% ../../nbs/recognition/04_decoding.ipynb #54b5710a
+# %% ../../nbs/recognition/04_decoding.ipynb #1804afce
 class Decoder:
     "Decodes photographs: quick ones here, others in a process that can be killed."
     def __init__(
@@ -324,17 +327,16 @@ class Decoder:
             return decode_image(source, max_pixels, target)
         if is_quick(source.structure):
             return decode_bytes(source.structure.content, max_pixels, target)
-        return decode_apart(self, source.structure, max_pixels, target, patience or Patience(float("inf")))
+        return decode_apart(self, source.structure, max_pixels, target, patience or Patience(FOREVER))
 
     @contextlib.contextmanager
     def turn(
         self,
-        source:ImageSource|Inspected,
-        patience:Patience|None=None,
+        source:ImageSource|Inspected, patience:Patience|None=None,
     )->Iterator[None]:
         "While a photograph is decoded and searched: of large ones, one at a time in all processes."
         is_large = isinstance(source, Inspected) and whole_memory(source.structure) > LARGE_MEMORY
-        with locked(self.turns if is_large else None, patience or Patience(float("inf"))):
+        with locked(self.turns if is_large else None, patience or Patience(FOREVER)):
             yield
 
 # %% ../../nbs/recognition/04_decoding.ipynb #b5c79759
