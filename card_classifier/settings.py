@@ -368,7 +368,7 @@ class ServeSettings(NetworkSettings):
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
     max_body:int = setting(20_000_000, "Largest request body in bytes", minimum=1)
-    max_pixels:int = setting(64_000_000, "Largest image in pixels", minimum=1)
+    max_pixels:int = setting(200_000_000, "Largest image in pixels, in whatever format", minimum=1)
     max_files:int = setting(32, "Most files in one request", minimum=1)
     max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are sent away", minimum=1)
     body_seconds:float = setting(15.0, "Longest time that a request may take to arrive, in seconds", above=0)

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from .backend import EXAMPLES, Backend
 from .looks import head_html
 from .uploads import UploadFolder, UploadGoneError, find_file
-from ..images import image_format
+from ..formats import image_format
 
 # %% ../../nbs/demo/09_gateway.ipynb #a7cc96ab
 REASONS = {
