@@ -66,6 +66,8 @@ def sampled_laplacian(
         laplacian -= neighbour
     return laplacian.ravel().astype(np.float32)
 
+
+# %% ../../nbs/records/00_schema.ipynb #74eb169c
 NOISE_SCALE = .6745*6 # The median of normal noise of deviation 1 under the mask of `sampled_noise`
 
 def sampled_noise(
@@ -79,6 +81,7 @@ def sampled_noise(
     residue = vertical[:, :width - 2:step] + vertical[:, 2::step] - 2*vertical[:, 1:width - 1:step]
     return float(np.median(np.abs(residue)))/NOISE_SCALE
 
+# %% ../../nbs/records/00_schema.ipynb #c0205951
 def image_statistics(
     image:np.ndarray, # uint8 (h, w, 3), RGB, at least 3 x 3: what the network saw
 )->dict[str, float]:  # `STATISTICS`; sharpness in [0, 4], the others in [0, 1]

@@ -7,15 +7,14 @@ __all__ = ['N_SHUFFLES', 'BLOCK', 'Statistic', 'shuffled_weights', 'true_weights
            'ratio_statistic', 'balance_statistic', 'squared_distances', 'kernel_width', 'gaussian_kernel',
            'mmd_statistic', 'p_values', 'moved_names']
 
-# %% ../../nbs/watching/02_permutation.ipynb #ed561d87
+# %% ../../nbs/watching/02_permutation.ipynb #c5e12f59
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..cards import CARDS
 
-# %% ../../nbs/watching/02_permutation.ipynb #5bf57f98
+# %% ../../nbs/watching/02_permutation.ipynb #8ffd8be9
 N_SHUFFLES, BLOCK = 1999, 250
 
 def shuffled_weights(
@@ -32,11 +31,13 @@ def shuffled_weights(
         if not 0 < n_window < n_kind: # A kind that is in one of them only can't be compared
             continue
         weight = 1/is_window.sum()
-        chosen = generator.random((n_shuffles, n_kind), dtype=np.float32).argpartition(n_window - 1, axis=1)[:, :n_window]
+        lots = generator.random((n_shuffles, n_kind), dtype=np.float32)
+        chosen = lots.argpartition(n_window - 1, axis=1)[:, :n_window]
         weights[:, places] = -weight*n_window/(n_kind - n_window)
         weights[np.arange(n_shuffles)[:, None], places[chosen]] = weight
     return weights
 
+# %% ../../nbs/watching/02_permutation.ipynb #ece78753
 def true_weights(
     is_window:np.ndarray, # As for `shuffled_weights`
     is_photo:np.ndarray,
@@ -95,7 +96,7 @@ def balance_statistic(
     is_there = frequency > 0
     return lambda weights: ((weights @ is_card[:, is_there])**2/frequency[is_there]).sum(axis=1)
 
-# %% ../../nbs/watching/02_permutation.ipynb #5e861bab
+# %% ../../nbs/watching/02_permutation.ipynb #1f716d1c
 def squared_distances(
     first:np.ndarray,  # One vector a picture, shape (n, d), float32
     second:np.ndarray, # Shape (m, d), float32
@@ -123,7 +124,7 @@ def gaussian_kernel(
     return np.exp(squares, out=squares)
 
 def mmd_statistic(
-    kernel:np.ndarray, # From `gaussian_kernel`
+    kernel:np.ndarray, # From `gaussian_kernel`, of all pictures
 )->Statistic:
     "The squared maximum mean discrepancy, its biased estimate."
     return lambda weights: ((weights @ kernel)*weights).sum(axis=1)
