@@ -16,8 +16,9 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-extras = ("serve", "parquet", "watch", "train", "dev")
-serve, parquet, watch, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
+serve, heic, parquet, watch, train, dev = (
+    requirements(f"{extra}_requirements") for extra in ("serve", "heic", "parquet", "watch", "train", "dev")
+)
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -40,8 +41,10 @@ setup(
     package_data={"": ["*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"serve": serve, "parquet": parquet, "watch": watch, "train": train,
-                    "dev": [*train, *serve, *parquet, *watch, *dev]},
+    extras_require={
+        "serve": serve, "heic": heic, "parquet": parquet, "watch": watch, "train": train,
+        "dev": [*train, *serve, *heic, *parquet, *watch, *dev],
+    },
     entry_points={
         "console_scripts": requirements("console_scripts"),
         "nbdev": ["card_classifier=card_classifier._modidx:d"],

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CLASSIFIER', 'DETECTOR', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME', 'CORNERS_NAME', 'DETECTOR_STRIDE', 'Ports',
            'PORTS', 'BUNDLE_FORMAT', 'CONVERTED_FORMAT', 'BUNDLE_FILE', 'CLASSIFIER_FILE', 'DETECTOR_FILE',
-           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'REFERENCE_NAME',
-           'CONVERTED_FILES', 'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax',
-           'lists_for_tuples', 'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems',
-           'network_problems', 'reference_problems', 'info_problems', 'bundle_json', 'model_version_of', 'check_place',
-           'write_bundle', 'record_from', 'parse_bundle_json', 'check_file', 'read_bundle', 'add_metrics',
-           'add_reference', 'known_ancestors', 'converted_classifier', 'converted_detector', 'converted_info',
-           'convert_bundle', 'released_folder', 'released_bundle']
+           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'CONVERTED_FILES',
+           'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax', 'lists_for_tuples',
+           'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems', 'network_problems',
+           'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle', 'record_from',
+           'parse_bundle_json', 'verified_bytes', 'load_bundle', 'read_bundle', 'add_metrics', 'known_ancestors',
+           'converted_classifier', 'converted_detector', 'converted_info', 'convert_bundle', 'released_folder',
+           'released_bundle']
 
 # %% ../nbs/03_bundle.ipynb #010d6892
 import dataclasses
@@ -112,7 +112,6 @@ class BundleInfo:
     data:dict = field(default_factory=dict)    # What it was trained on: name, kind, checksum, counts
     code_version:str = ""                      # Version and commit of the code that trained it
     metrics:dict = field(default_factory=dict) # Figures of the whole way, from a file to its answer
-    reference:dict = field(default_factory=dict) # What drift is told against: `file`, `sha256` …; empty without one
     format:int = BUNDLE_FORMAT                 # Version of this layout
 
     def __post_init__(self):
@@ -125,12 +124,6 @@ class BundleInfo:
             raise BundleError(f"the bundle {self.name} has no classifier: put it together with one by "
                               f"card-classifier export CLASSIFIER_RUN --detector {self.name}")
         return self.networks[CLASSIFIER]
-
-    @property
-    def files(self)->list[str]: # Plain names, without `bundle.json`
-        "What lies beside the description: the networks and, where there is one, the reference."
-        reference = [self.reference["file"]] if self.reference else []
-        return [network.file for network in self.networks.values()] + reference
 
     @property
     def detector(self)->NetworkInfo|None: # None without one
@@ -204,19 +197,6 @@ def network_problems(
     return [f"{kind}: {claim}" for claim, holds in claims.items() if not holds]
 
 # %% ../nbs/03_bundle.ipynb #5021a10e
-def reference_problems(
-    info:BundleInfo, # From anywhere, its fields of the right kinds
-)->list[str]:        # One sentence each; empty if all is well
-    "What is wrong with what is said about the reference."
-    name, sha256 = info.reference.get("file"), info.reference.get("sha256")
-    taken = {BUNDLE_FILE, *(network.file for network in info.networks.values())}
-    claims = {
-        "file must be a plain name of its own": isinstance(name, str) and PLAIN_NAME.fullmatch(name)
-            and name not in taken,
-        "sha256 must be a SHA-256 checksum": isinstance(sha256, str) and SHA256.fullmatch(sha256),
-    }
-    return [f"reference: {claim}" for claim, holds in claims.items() if info.reference and not holds]
-
 def info_problems(
     info:BundleInfo, # From anywhere
 )->list[str]:        # One sentence each; empty if all is well
@@ -230,18 +210,15 @@ def info_problems(
         problems.append("class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES")
     for kind, network in info.networks.items():
         problems += network_problems(kind, network) if kind in THRESHOLDS else []
-    return problems + reference_problems(info)
+    return problems
 
 # %% ../nbs/03_bundle.ipynb #dbd7bd97
 def bundle_json(
     info:BundleInfo, # What to write
 )->str:              # Text of `bundle.json`; the same info gives the same text
     "The description as readable JSON. Raises `BundleError` for what JSON can't hold, such as NaN."
-    values = dataclasses.asdict(info)
-    if not info.reference: # So that earlier releases read it, too
-        del values["reference"]
     try:
-        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(dataclasses.asdict(info), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(f"the bundle's description can't be written as JSON: {error}") from error
 
@@ -266,8 +243,7 @@ def check_place(
 # %% ../nbs/03_bundle.ipynb #1b8c9442
 def write_bundle(
     folder:str|Path,       # Where it goes; made, with its parents
-    info:BundleInfo,       # What is said about it; each network's `file` and `sha256` are filled in here, and its
-                           # `reference` is left out: other networks may answer otherwise
+    info:BundleInfo,       # What is said about it; each network's `file` and `sha256` are filled in here
     networks:Mapping[str, bytes|str|Path], # The ONNX file of each of `info.networks`, or where it lies
     overwrite:bool=False,  # Whether a different bundle in `folder` may be replaced
 )->Path:                   # The folder
@@ -276,7 +252,7 @@ def write_bundle(
     if networks.keys() != info.networks.keys():
         raise BundleError(f"the bundle describes {' and '.join(info.networks)} and is given {' and '.join(networks)}")
     contents = {kind: file if isinstance(file, bytes) else Path(file).read_bytes() for kind, file in networks.items()}
-    info = dataclasses.replace(info, reference={}, networks={
+    info = dataclasses.replace(info, networks={
         kind: dataclasses.replace(network, file=f"{kind}.onnx", sha256=hashlib.sha256(contents[kind]).hexdigest())
         for kind, network in info.networks.items()})
     problems = info_problems(info)
@@ -330,41 +306,47 @@ def parse_bundle_json(
         values["networks"] = {
             kind: record_from(NetworkInfo, network, f"{where}, {kind},") for kind,
                 network in values["networks"].items()}
-    info = record_from(BundleInfo, {"reference": {}, **values}, str(where))
+    info = record_from(BundleInfo, values, str(where))
     problems = info_problems(info)
     if problems:
         raise BundleError(f"{where} is wrong: {'; '.join(problems)}: export the model again")
     return info
 
 # %% ../nbs/03_bundle.ipynb #9cd6810e
-def check_file(
+def verified_bytes(
     file:Path,  # A file of a bundle
     sha256:str, # What the description says
-)->None:
+)->bytes:       # Its content
     "Raises `BundleError` unless a file is the one described, and `OSError` if it can't be read."
-    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise BundleError(
             f"{file} is not the file that {BUNDLE_FILE} describes (its checksum differs): get the bundle again")
+    return content
 
-def read_bundle(
+def load_bundle(
     folder:str|Path, # A bundle
-)->BundleInfo:       # Its description, once every file has been verified
-    "The description of a bundle whose files are what it says. Raises `BundleError` with what to do."
+)->tuple[BundleInfo, dict[str, bytes]]: # Its description, and the verified ONNX file of each network
+    "A bundle whose files are what it says; whoever runs a network runs these bytes. Raises `BundleError`."
     folder = Path(folder)
     if not folder.is_dir():
         raise BundleError(
             f"there is no bundle folder {folder}: give the folder that holds {BUNDLE_FILE}, such as outputs/RUN/bundle")
     try:
         info = parse_bundle_json((folder / BUNDLE_FILE).read_text(encoding="utf-8"), folder / BUNDLE_FILE)
-        for described in (*map(vars, info.networks.values()), info.reference):
-            if described:
-                check_file(folder / described["file"], described["sha256"])
+        contents = {kind: verified_bytes(folder / one.file, one.sha256) for kind, one in info.networks.items()}
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / BUNDLE_FILE} is not JSON ({error}): get the bundle again") from error
     except OSError as error:
         advice = "get the bundle again, or check the folder's name"
         raise BundleError(f"{error.filename} can't be read ({error.strerror}): {advice}") from error
-    return info
+    return info, contents
+
+def read_bundle(
+    folder:str|Path, # A bundle
+)->BundleInfo:       # Its description, once every file has been verified
+    "The description of a bundle whose files are what it says. Raises `BundleError` with what to do."
+    return load_bundle(folder)[0]
 
 # %% ../nbs/03_bundle.ipynb #9d81c4f7
 def add_metrics(
@@ -382,29 +364,6 @@ def add_metrics(
     else:
         raise BundleError(f"{folder} has no {network}: its networks are {' and '.join(info.networks)}")
     write_file(folder / BUNDLE_FILE, bundle_json(info))
-    return info
-
-# %% ../nbs/03_bundle.ipynb #8bd4d197
-REFERENCE_NAME = "reference-{}.npy" # With the first digits of its checksum
-
-def add_reference(
-    folder:str|Path, # A bundle
-    content:bytes,   # The file
-    **about:object,  # What is said about it, ready for JSON
-)->BundleInfo:       # As it is now
-    "Gives a bundle a reference in place of the one it may have, whole or not at all. Raises `BundleError`."
-    folder = Path(folder)
-    before, sha256 = read_bundle(folder), hashlib.sha256(content).hexdigest()
-    name = REFERENCE_NAME.format(sha256[:12])
-    info = dataclasses.replace(before, reference={"file": name, "sha256": sha256, **about})
-    problems = info_problems(info)
-    if problems:
-        raise BundleError(f"the bundle's description is wrong: {'; '.join(problems)}")
-    text = bundle_json(info)
-    write_file(folder / name, content)
-    write_file(folder / BUNDLE_FILE, text)
-    for old in set(before.files) - set(info.files):
-        (folder / old).unlink(missing_ok=True)
     return info
 
 # %% ../nbs/03_bundle.ipynb #7356fb62
@@ -467,7 +426,7 @@ def convert_bundle(
         if not isinstance(old, dict) or old.get("format") != CONVERTED_FORMAT:
             raise BundleError(f"{file} is not of format {CONVERTED_FORMAT}: there is nothing to convert")
         for name, sha256 in old["files"].items():
-            check_file(folder / name, sha256)
+            verified_bytes(folder / name, sha256)
         networks = {CONVERTED_FILES[name]: folder / name for name in old["files"]}
         return write_bundle(to or folder, converted_info(old), networks, overwrite=to is None)
     except OSError as error:

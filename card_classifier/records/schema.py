@@ -20,7 +20,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from ..images import image_format, open_picture
+from ..formats import inspect_image
 
 # %% ../../nbs/records/00_schema.ipynb #0b20a278
 LOGIT_TYPE = np.dtype("<f2") # The same bytes on every machine
@@ -140,12 +140,11 @@ def record_of(
     keep_image:bool=False,   # Whether the file itself is recorded
 )->Record:
     "The record of one answered file, with the present time."
-    file_format = image_format(content)
-    width, height = open_picture(file_format, content).size # Reads the header again, which takes microseconds
+    structure = inspect_image(content) # Reads the header again, which takes microseconds
     return Record(
         request_id=request_id, index=index, time=datetime.now(UTC),
         sha256=hashlib.sha256(content).hexdigest(), n_bytes=len(content),
-        file_format=file_format, width=width, height=height,
+        file_format=structure.file_format, width=structure.width, height=structure.height,
         statistics=image_statistics(image), logits=pack_logits(logits),
         top=answer["top"][:TOP_CARDS], image=content if keep_image else None,
         **{name: answer[name] for name in ANSWER_FIELDS})

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from ..images import BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, NotAnImageError
+from ..formats import BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, NotAnImageError
 
 # %% ../../nbs/serving/00_problems.ipynb #b2a4db2b
 PROBLEMS = {
