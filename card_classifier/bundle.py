@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CLASSIFIER', 'DETECTOR', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME', 'CORNERS_NAME', 'DETECTOR_STRIDE', 'Ports',
            'PORTS', 'BUNDLE_FORMAT', 'CONVERTED_FORMAT', 'BUNDLE_FILE', 'CLASSIFIER_FILE', 'DETECTOR_FILE',
-           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'CONVERTED_FILES',
-           'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax', 'lists_for_tuples',
-           'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems', 'network_problems',
-           'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle', 'record_from',
-           'parse_bundle_json', 'verified_bytes', 'load_bundle', 'read_bundle', 'add_metrics', 'known_ancestors',
-           'converted_classifier', 'converted_detector', 'converted_info', 'convert_bundle', 'released_folder',
-           'released_bundle']
+           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'REFERENCE_NAME',
+           'CONVERTED_FILES', 'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax',
+           'lists_for_tuples', 'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems',
+           'network_problems', 'reference_problems', 'info_problems', 'bundle_json', 'model_version_of', 'check_place',
+           'write_bundle', 'record_from', 'parse_bundle_json', 'verified_bytes', 'load_bundle', 'read_bundle',
+           'add_metrics', 'add_reference', 'known_ancestors', 'converted_classifier', 'converted_detector',
+           'converted_info', 'convert_bundle', 'released_folder', 'released_bundle']
 
 # %% ../nbs/03_bundle.ipynb #010d6892
 import dataclasses
@@ -112,6 +112,7 @@ class BundleInfo:
     data:dict = field(default_factory=dict)    # What it was trained on: name, kind, checksum, counts
     code_version:str = ""                      # Version and commit of the code that trained it
     metrics:dict = field(default_factory=dict) # Figures of the whole way, from a file to its answer
+    reference:dict = field(default_factory=dict) # What drift is told against: `file`, `sha256` …; empty without one
     format:int = BUNDLE_FORMAT                 # Version of this layout
 
     def __post_init__(self):
@@ -124,6 +125,12 @@ class BundleInfo:
             raise BundleError(f"the bundle {self.name} has no classifier: put it together with one by "
                               f"card-classifier export CLASSIFIER_RUN --detector {self.name}")
         return self.networks[CLASSIFIER]
+
+    @property
+    def files(self)->list[str]: # Plain names, without `bundle.json`
+        "What lies beside the description: the networks and, where there is one, the reference."
+        reference = [self.reference["file"]] if self.reference else []
+        return [network.file for network in self.networks.values()] + reference
 
     @property
     def detector(self)->NetworkInfo|None: # None without one
@@ -197,6 +204,19 @@ def network_problems(
     return [f"{kind}: {claim}" for claim, holds in claims.items() if not holds]
 
 # %% ../nbs/03_bundle.ipynb #5021a10e
+def reference_problems(
+    info:BundleInfo, # From anywhere, its fields of the right kinds
+)->list[str]:        # One sentence each; empty if all is well
+    "What is wrong with what is said about the reference."
+    name, sha256 = info.reference.get("file"), info.reference.get("sha256")
+    taken = {BUNDLE_FILE, *(network.file for network in info.networks.values())}
+    claims = {
+        "file must be a plain name of its own": isinstance(name, str) and PLAIN_NAME.fullmatch(name)
+            and name not in taken,
+        "sha256 must be a SHA-256 checksum": isinstance(sha256, str) and SHA256.fullmatch(sha256),
+    }
+    return [f"reference: {claim}" for claim, holds in claims.items() if info.reference and not holds]
+
 def info_problems(
     info:BundleInfo, # From anywhere
 )->list[str]:        # One sentence each; empty if all is well
@@ -210,15 +230,18 @@ def info_problems(
         problems.append("class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES")
     for kind, network in info.networks.items():
         problems += network_problems(kind, network) if kind in THRESHOLDS else []
-    return problems
+    return problems + reference_problems(info)
 
 # %% ../nbs/03_bundle.ipynb #dbd7bd97
 def bundle_json(
     info:BundleInfo, # What to write
 )->str:              # Text of `bundle.json`; the same info gives the same text
     "The description as readable JSON. Raises `BundleError` for what JSON can't hold, such as NaN."
+    values = dataclasses.asdict(info)
+    if not info.reference: # So that earlier releases read it, too
+        del values["reference"]
     try:
-        return json.dumps(dataclasses.asdict(info), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(f"the bundle's description can't be written as JSON: {error}") from error
 
@@ -243,7 +266,8 @@ def check_place(
 # %% ../nbs/03_bundle.ipynb #1b8c9442
 def write_bundle(
     folder:str|Path,       # Where it goes; made, with its parents
-    info:BundleInfo,       # What is said about it; each network's `file` and `sha256` are filled in here
+    info:BundleInfo,       # What is said about it; each network's `file` and `sha256` are filled in here, and its
+                           # `reference` is left out: other networks may answer otherwise
     networks:Mapping[str, bytes|str|Path], # The ONNX file of each of `info.networks`, or where it lies
     overwrite:bool=False,  # Whether a different bundle in `folder` may be replaced
 )->Path:                   # The folder
@@ -252,7 +276,7 @@ def write_bundle(
     if networks.keys() != info.networks.keys():
         raise BundleError(f"the bundle describes {' and '.join(info.networks)} and is given {' and '.join(networks)}")
     contents = {kind: file if isinstance(file, bytes) else Path(file).read_bytes() for kind, file in networks.items()}
-    info = dataclasses.replace(info, networks={
+    info = dataclasses.replace(info, reference={}, networks={
         kind: dataclasses.replace(network, file=f"{kind}.onnx", sha256=hashlib.sha256(contents[kind]).hexdigest())
         for kind, network in info.networks.items()})
     problems = info_problems(info)
@@ -306,7 +330,7 @@ def parse_bundle_json(
         values["networks"] = {
             kind: record_from(NetworkInfo, network, f"{where}, {kind},") for kind,
                 network in values["networks"].items()}
-    info = record_from(BundleInfo, values, str(where))
+    info = record_from(BundleInfo, {"reference": {}, **values}, str(where))
     problems = info_problems(info)
     if problems:
         raise BundleError(f"{where} is wrong: {'; '.join(problems)}: export the model again")
@@ -335,6 +359,8 @@ def load_bundle(
     try:
         info = parse_bundle_json((folder / BUNDLE_FILE).read_text(encoding="utf-8"), folder / BUNDLE_FILE)
         contents = {kind: verified_bytes(folder / one.file, one.sha256) for kind, one in info.networks.items()}
+        if info.reference:
+            verified_bytes(folder / info.reference["file"], info.reference["sha256"])
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder / BUNDLE_FILE} is not JSON ({error}): get the bundle again") from error
     except OSError as error:
@@ -364,6 +390,29 @@ def add_metrics(
     else:
         raise BundleError(f"{folder} has no {network}: its networks are {' and '.join(info.networks)}")
     write_file(folder / BUNDLE_FILE, bundle_json(info))
+    return info
+
+# %% ../nbs/03_bundle.ipynb #8bd4d197
+REFERENCE_NAME = "reference-{}.npy" # With the first digits of its checksum
+
+def add_reference(
+    folder:str|Path, # A bundle
+    content:bytes,   # The file
+    **about:object,  # What is said about it, ready for JSON
+)->BundleInfo:       # As it is now
+    "Gives a bundle a reference in place of the one it may have, whole or not at all. Raises `BundleError`."
+    folder = Path(folder)
+    before, sha256 = read_bundle(folder), hashlib.sha256(content).hexdigest()
+    name = REFERENCE_NAME.format(sha256[:12])
+    info = dataclasses.replace(before, reference={"file": name, "sha256": sha256, **about})
+    problems = info_problems(info)
+    if problems:
+        raise BundleError(f"the bundle's description is wrong: {'; '.join(problems)}")
+    text = bundle_json(info)
+    write_file(folder / name, content)
+    write_file(folder / BUNDLE_FILE, text)
+    for old in set(before.files) - set(info.files):
+        (folder / old).unlink(missing_ok=True)
     return info
 
 # %% ../nbs/03_bundle.ipynb #7356fb62
