@@ -365,6 +365,9 @@ class ServeSettings(NetworkSettings):
     image_days:float = setting(30.0,
         "Days after which recorded images are removed; 0: they stay as long as their records", minimum=0)
     record_days:float = setting(0.0, "Days after which records are removed; 0: they stay", minimum=0)
+    drift_minutes:float = setting(10.0,
+        "How often the newest pictures are compared with the bundle's reference, for /metrics, in minutes; 0: never",
+        minimum=0)
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
     max_body:int = setting(20_000_000, "Largest request body in bytes", minimum=1)
