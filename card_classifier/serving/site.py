@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..bundle import BundleInfo
 from .api import make_api
 from .guard import API_PATHS, Guard
+from .inputs import Unpacking
 from .model import reload_model
 from .origins import AllMethods, WithPermission
 from .problems import Problem, problem_response
@@ -181,7 +182,8 @@ ALWAYS_THERE = ("/health/", "/metrics") # For those who operate the service
 class Site:
     "Sends a request to the API or to the demo page."
     def __init__(self, api:FastAPI, demo:ASGIApp, settings:ServeSettings):
-        self.api, self.demo, self.settings = AllMethods(api), demo, settings
+        self.api = AllMethods(api, Unpacking(api, settings.max_body))
+        self.demo, self.settings = demo, settings
 
     def app_for(self, scope:Scope)->ASGIApp:
         "Who answers a request."
