@@ -16,8 +16,8 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-extras = ("serve", "parquet", "video", "train", "dev")
-serve, parquet, video, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
+extras = ("serve", "heic", "parquet", "watch", "video", "train", "dev")
+serve, heic, parquet, watch, video, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -42,10 +42,12 @@ setup(
     install_requires=requirements("requirements"),
     extras_require={
         "serve": serve,
+        "heic": heic,
         "parquet": parquet,
+        "watch": watch,
         "video": video,
         "train": train,
-        "dev": [*train, *serve, *parquet, *video, *dev],
+        "dev": [*train, *serve, *heic, *parquet, *watch, *video, *dev],
     },
     entry_points={
         "console_scripts": requirements("console_scripts"),

@@ -147,7 +147,7 @@ def fetched(
         return outcome["content"]
     raise outcome.get("error") or AddressError("stopped")
 
-# %% ../../nbs/cli/07_prediction.ipynb #4383006e
+# %% ../../nbs/cli/07_prediction.ipynb #3b503480
 def look(
     job:Job,
     source:Source, # Neither a video nor a camera
@@ -156,7 +156,7 @@ def look(
 )->dict:           # What `--json` prints
     "The answer about one photo, or what is wrong with it; writes the pictures that are asked for."
     from card_classifier.cli.addresses import AddressError
-    from card_classifier.images import ImageError
+    from card_classifier.formats import ImageError
     from card_classifier.recognition.answer import file_answer
     if source.problem:
         return failed_answer(job, source.name, source.problem)

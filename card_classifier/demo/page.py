@@ -27,7 +27,7 @@ from .drawing import card_svg
 from .gallery import answer_reference, correction_form, figure_html, gallery_html, thumbnail
 from .templates import fill_template, read_static, read_table
 from .uploads import UploadFolder, find_file, remove_upload
-from ..images import image_format
+from ..formats import image_format
 
 # %% ../../nbs/demo/08_page.ipynb #ccbb42c7
 OUTLINED_SIDE = 640 # Pixels of the photo on which cards are outlined

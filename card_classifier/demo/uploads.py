@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..files import write_file
-from ..images import image_format
+from ..formats import image_format
 
 # %% ../../nbs/demo/05_uploads.ipynb #ee257103
 def default_upload_folder()->Path:
