@@ -7,12 +7,12 @@ __all__ = ['LONGEST_NAME', 'MADE_BY', 'QUALITY', 'KEPT_SIDE', 'CARD_SIZE', 'COLU
            'PictureFolder', 'full_photo', 'card_pictures', 'keep_pictures', 'table_rows', 'table_text', 'check_table',
            'write_table']
 
-# %% ../../nbs/cli/23_keeping.ipynb #086b72b8
+# %% ../../nbs/cli/23_keeping.ipynb #be28af19
 import csv
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +106,22 @@ class PictureFolder:
             picture.save(draft, "JPEG", quality=QUALITY, comment=MADE_BY)
         return path
 
-# %% ../../nbs/cli/23_keeping.ipynb #795c7ec8
+# %% ../../nbs/cli/23_keeping.ipynb #ecef77c4
 KEPT_SIDE = 2000 # Of a photo too large to be decoded in full, at least, in pixels of the shorter side
 CARD_SIZE = (400, 560) # A card as a picture of its own: 5 to 7
 
 def full_photo(
     source:Any, # As `decode_image` takes it
+    decode:Callable[..., Any]|None=None, # A decoder's; None: `decode_image`
 )->Any:         # uint8 (h, w, 3), RGB, upright
     "The photo as large as it can be had."
     from card_classifier.formats import ImageTooLargeError
     from card_classifier.images import decode_image
+    decode = decode or decode_image
     try:
-        return decode_image(source)
+        return decode(source)
     except ImageTooLargeError:
-        return decode_image(source, target=KEPT_SIDE)
+        return decode(source, target=KEPT_SIDE)
 
 # %% ../../nbs/cli/23_keeping.ipynb #ebdfd92a
 def card_pictures(
@@ -142,17 +144,18 @@ def card_pictures(
         corners = np.float32(card["corners"])*np.float32(photo.shape[1::-1])
         yield name, Image.fromarray(straighten(photo, corners, CARD_SIZE[1])).resize(CARD_SIZE)
 
-# %% ../../nbs/cli/23_keeping.ipynb #b67ced1c
+# %% ../../nbs/cli/23_keeping.ipynb #9f529ff2
 def keep_pictures(
     source:Any,                   # As `decode_image` takes it
     answer:dict,                  # About it; without an error
     place:str,                    # One of `distinct_places`
     annotated:PictureFolder|None, # For the photo with its cards outlined
     crops:PictureFolder|None,     # For its cards
+    decode:Callable[..., Any]|None=None, # A decoder's; None: `decode_image`
 )->None:
     "Writes the pictures that were asked for."
     from card_classifier.recognition.annotation import annotated_picture, answer_marks
-    photo = full_photo(source)
+    photo = full_photo(source, decode)
     if annotated is not None:
         annotated.add(place, annotated_picture(photo, answer_marks(answer, photo.shape[1::-1])))
     if crops is not None:

@@ -147,7 +147,7 @@ def fetched(
         return outcome["content"]
     raise outcome.get("error") or AddressError("stopped")
 
-# %% ../../nbs/cli/07_prediction.ipynb #3b503480
+# %% ../../nbs/cli/07_prediction.ipynb #21312d52
 def look(
     job:Job,
     source:Source, # Neither a video nor a camera
@@ -171,7 +171,7 @@ def look(
         return failed_answer(job, source.name, system_error_text(error))
     answer = file_answer(source.name, prediction, prediction.model_version)
     if job.annotated or job.crops:
-        keep_pictures(photo, answer, place, job.annotated, job.crops)
+        keep_pictures(photo, answer, place, job.annotated, job.crops, job.predictor.decoder.decode)
     return answer
 
 # %% ../../nbs/cli/07_prediction.ipynb #fe9abe19
