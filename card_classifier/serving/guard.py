@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['API_KEYS_VARIABLE', 'KEY_NOTE', 'KEY_HEADER', 'KEY_BEARER', 'API_PATHS', 'PAGE_PATHS', 'SECURITY_HEADERS',
-           'API_POLICY', 'PAGE_POLICY', 'LINGER_SECONDS', 'GONE', 'KNOWN_ROUTES', 'CLIENT_GONE', 'NO_KEY',
-           'KEYED_PATHS', 'api_keys', 'is_key_right', 'added_headers', 'Exchange', 'body_too_large',
-           'receive_in_bounds', 'refuse', 'route_of', 'note', 'declared_length', 'Guard']
+           'API_POLICY', 'PAGE_POLICY', 'LINGER_SECONDS', 'GONE', 'KNOWN_ROUTES', 'QUIET_PATHS', 'CLIENT_GONE',
+           'NO_KEY', 'KEYED_PATHS', 'api_keys', 'is_key_right', 'added_headers', 'refusal_of', 'Exchange',
+           'body_too_large', 'receive_in_bounds', 'refuse', 'route_of', 'note', 'declared_length', 'Guard']
 
 # %% ../../nbs/serving/06_guard.ipynb #83b013b1
 import asyncio
@@ -17,11 +17,12 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+import orjson
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .problems import Problem, problem_response
+from .problems import IMAGE_PROBLEMS, PROBLEM_TYPE, Problem, problem_response
 from .telemetry import Metrics, log
 from ..settings import ServeSettings
 
@@ -74,6 +75,14 @@ def added_headers(
     is_api = path.startswith(API_PATHS) and not path.startswith(PAGE_PATHS)
     return [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS, *(API_POLICY if is_api else PAGE_POLICY)]
 
+# %% ../../nbs/serving/06_guard.ipynb #005be24f
+def refusal_of(
+    document:bytes, # A problem document
+)->dict[str, str]:  # For the log
+    "Why a request was refused, and what it was told."
+    found = orjson.loads(document)
+    return {"reason": found["type"].removeprefix(PROBLEM_TYPE), "detail": found.get("detail", found["title"])[:300]}
+
 # %% ../../nbs/serving/06_guard.ipynb #4c9e7627
 LINGER_SECONDS = 5 # For a refused client to stop sending and read why
 GONE = {"type": "http.disconnect"}
@@ -86,6 +95,7 @@ class Exchange:
         self.deadline = time.monotonic() + settings.body_seconds
         self.n_bytes, self.is_body_complete = 0, False
         self.status, self.reason = 0, ""     # Of the answer, and why it was refused
+        self.is_problem = False              # Whether the answer is a problem document
         self.details:dict[str, Any] = {}     # Further fields for the log
         self.headers = added_headers(scope["path"], self.request_id)
         scope.setdefault("state", {})["exchange"] = self
@@ -96,7 +106,10 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.is_problem = (b"content-type", b"application/problem+json") in message.get("headers", ())
             message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
+        elif self.is_problem and message.get("body"):
+            self.details |= refusal_of(message["body"])
         await self.raw_send(message)
 
     async def receive_raw(self)->Message:
@@ -146,6 +159,7 @@ async def refuse(
         return GONE
     exchange.reason, exchange.status = problem.reason, problem.status
     response = problem_response(problem, exchange.request_id)
+    exchange.details |= refusal_of(response.body)
     headers = [*response.raw_headers, *exchange.headers, (b"connection", b"close")]
     await exchange.raw_send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await exchange.raw_send({"type": "http.response.body", "body": response.body, "more_body": True})
@@ -159,6 +173,8 @@ async def refuse(
 # %% ../../nbs/serving/06_guard.ipynb #b030a485
 KNOWN_ROUTES = {"/v1/predict", "/v1/feedback", "/v1/model", "/health/live", "/health/ready", "/metrics",
                 "/openapi.json", "/docs"}
+QUIET_PATHS = ("/health/", "/metrics", "/static-offline-docs/", "/assets/", "/static/", "/examples/", "/theme.css",
+               "/gradio_api/") # In the log only when refused
 CLIENT_GONE = 499 # nginx's number; there is no official one
 
 def route_of(
@@ -173,16 +189,17 @@ def note(
     metrics:Metrics,
 )->None:
     "Counts and logs a request."
-    path, status = scope["path"], exchange.status or CLIENT_GONE
-    if exchange.reason:
-        metrics.requests.refuse(exchange.reason)
-        exchange.details.setdefault("reason", exchange.reason)
-    metrics.requests.count(route_of(path), status)
-    if path.startswith(("/health/", "/metrics")):
+    path, status, reason = scope["path"], exchange.status or CLIENT_GONE, exchange.details.get("reason")
+    seconds = time.perf_counter() - exchange.started
+    if reason and reason not in IMAGE_PROBLEMS.values(): # Images are counted where they are read
+        metrics.requests.refuse(reason)
+    metrics.requests.count(route_of(path), status, seconds)
+    if path.startswith(QUIET_PATHS) and status < 400:
         return
-    milliseconds = round(1000 * (time.perf_counter() - exchange.started), 2)
+    client = scope.get("client")
     log.info("request", request_id=exchange.request_id, method=scope["method"], path=path[:200], status=status,
-             milliseconds=milliseconds, bytes=exchange.n_bytes, **exchange.details)
+             milliseconds=round(1000 * seconds, 2), bytes=exchange.n_bytes, client=client and client[0],
+             **exchange.details)
 
 def declared_length(
     scope:Scope,
@@ -202,7 +219,8 @@ class Guard:
 
     async def admit(self, scope:Scope)->Problem|None:
         "Why a request is refused before its body is read; None if it is not."
-        if scope["path"].startswith(KEYED_PATHS) and not await is_key_right(HTTPConnection(scope), self.keys):
+        is_keyed = scope["path"].startswith(KEYED_PATHS) and scope["method"] != "OPTIONS" # Browsers send none with it
+        if is_keyed and not await is_key_right(HTTPConnection(scope), self.keys):
             return Problem("unauthorized", NO_KEY)
         return body_too_large(self.settings) if declared_length(scope) > self.settings.max_body else None
 
