@@ -209,8 +209,7 @@ def screenshot(browser: Browser, url: str, size: str, scheme: str, steps: Callab
         permissions=["camera"],
     )
     page.goto(url)
-    page.wait_for_selector(".examples button")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(".one[data-is-ready]")
     page.mouse.move(0, 0)
     steps(page)
     page.wait_for_timeout(1500)

@@ -39,7 +39,7 @@ class NotingBackend(PredictorBackend):
     def look(self, content: bytes) -> dict:
         "What the camera sees: looked at, noted, and a refusal while the service is busy."
         self.note("look", n_bytes=len(content))
-        return super().look(content)
+        return super().answer(content, 1)
 
     def feedback(self, correction: Correction) -> str | None:
         "Notes what the card really was."

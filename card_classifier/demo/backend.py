@@ -134,4 +134,5 @@ def store_correction(
 
 # %% ../../nbs/demo/07_backend.ipynb #2c4d0fdc
 EXAMPLES = DEMO_FOLDER / "examples"
-EXAMPLE_NAMES = ("six-cards", "three-cards", "queen-of-hearts", "king-of-spades", "joker", "ten-of-diamonds")
+EXAMPLE_NAMES = ("six-cards", "three-cards", "queen-of-hearts", "king-of-spades", "joker", "ten-of-diamonds",
+                 "ace-of-spades")

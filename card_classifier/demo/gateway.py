@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'IMMUTABLE', 'MEDIA_TYPES', 'EVENT_BYTES', 'EVENT_KEYS', 'HERE', 'WHERE_IT_IS', 'CONTENT_SECURITY_POLICY',
-           'PAGE_HEADERS', 'LIVE_SHARE', 'CORRECTION_BYTES', 'RefusedRequestError', 'refusal_response', 'too_large',
-           'limit_body', 'page_file', 'file_response', 'names_a_file', 'is_of_page', 'checked_event', 'rewrite_page',
-           'call_app', 'PageRoutes', 'client_of', 'read_photo', 'PhotoRoutes', 'DemoGateway', 'respond',
+           'PAGE_HEADERS', 'LIVE_SHARE', 'THREADS', 'CORRECTION_BYTES', 'RefusedRequestError', 'refusal_response',
+           'too_large', 'limit_body', 'page_file', 'file_response', 'names_a_file', 'is_of_page', 'checked_event',
+           'rewrite_page', 'call_app', 'PageRoutes', 'client_of', 'read_photo', 'PhotoRoutes', 'DemoGateway', 'respond',
            'serve_gateway']
 
 # %% ../../nbs/demo/09_gateway.ipynb #0d063042
@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,7 @@ class PageRoutes:
 
 # %% ../../nbs/demo/09_gateway.ipynb #1b59b5a7
 LIVE_SHARE = 2       # Pictures of one client's camera at the same time
+THREADS = 16         # That wait for answers; more than one client can hold
 CORRECTION_BYTES = 4000
 
 def client_of(
@@ -276,12 +278,14 @@ async def read_photo(
         raise RefusedRequestError(422, TEXTS["gateway"]["empty"])
     return content
 
+# %% ../../nbs/demo/09_gateway.ipynb #c0ffee02
 class PhotoRoutes:
     "Answers photos and pictures of the camera, and takes corrections."
     def __init__(self,
         backend:Backend, # Who answers
     ):
         self.backend, self.shares, self.live_shares = backend, Shares(SHARE), Shares(LIVE_SHARE)
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="demo")
 
     async def answer(self, request:Request)->Response:
         "The answer to a photo. Raises `RefusedRequestError`."
@@ -297,7 +301,8 @@ class PhotoRoutes:
         try:
             with shares.enter(client_of(request)):
                 content = await read_photo(request, self.backend.max_body)
-                told = await asyncio.to_thread(answer_photo, self.backend, content, is_live, needs_picture)
+                asked = answer_photo, self.backend, content, is_live, needs_picture
+                told = await asyncio.get_running_loop().run_in_executor(self.pool, *asked)
         except ShareTakenError:
             raise RefusedRequestError(429, TEXTS["gateway"]["busy"]) from None
         return JSONResponse(told, headers={"Cache-Control": "no-store"})

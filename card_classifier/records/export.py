@@ -213,6 +213,7 @@ def add_feedback(
         if (key := (said["request_id"], said["index"])) in by_key:
             by_key[key].append({name: said[name] for name in names})
 
+# %% ../../nbs/records/05_export.ipynb #c0ffee04
 def copy_rows(
     connection:sa.Connection,                # In a transaction
     write:Callable[[Rows], None],            # Where the rows go

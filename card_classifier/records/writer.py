@@ -280,6 +280,7 @@ def check_feedback(
     if not is_id or not is_number or not isinstance(index, int) or not 0 <= index < 2**31:
         raise UnknownRequestError(NO_REQUEST)
 
+# %% ../../nbs/records/04_writer.ipynb #c0ffee03
 def give_feedback(
     writer:RecordWriter,
     request_id:str,

@@ -25,7 +25,7 @@
 
   const ask = async (path, body, signal) => {
     const limited = AbortSignal.any ? AbortSignal.any([signal, AbortSignal.timeout(patience)]) : signal;
-    const response = await fetch(path, {method: 'POST', body, signal: limited});
+    const response = await fetch(demo.home + path, {method: 'POST', body, signal: limited});
     if (!response.ok) return demo.refusal(response.status);
     return response.json();
   };
@@ -60,7 +60,7 @@
 
   demo.correct = async correction => {
     try {
-      const response = await fetch('demo/correction', {method: 'POST', body: JSON.stringify(correction)});
+      const response = await fetch(`${demo.home}demo/correction`, {method: 'POST', body: JSON.stringify(correction)});
       if (response.ok) return await response.json();
     } catch {
       // Said below

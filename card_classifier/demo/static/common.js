@@ -36,7 +36,10 @@ window.cardDemo = (() => {
     if (action) action(button);
   });
 
+  // Where the page is, with a slash at its end: behind a proxy it may stand under any path.
+  const home = `${(location.origin + location.pathname).replace(/\/$/, '')}/`;
+
   const isVisible = element => Boolean(element.offsetParent);
 
-  return {limits, texts, fill, megabytes, say, escaped, reveal, onButtons, isVisible};
+  return {limits, texts, fill, megabytes, say, escaped, reveal, onButtons, home, isVisible};
 })();

@@ -158,5 +158,6 @@
     demo.takesFiles(tab, stage, offer);
     addEventListener('offline', () => say(stage, texts.script.offline));
     addEventListener('online', () => stage.querySelector('.notice').textContent === texts.script.offline && say(stage, ''));
+    tab.dataset.isReady = true; // From here on the buttons do something
   };
 })(window.cardDemo);

@@ -85,7 +85,7 @@
       const {signal} = asked;
       wait();
       try {
-        const response = await fetch(`examples/${name}.webp`, {signal});
+        const response = await fetch(`${demo.home}examples/${name}.webp`, {signal});
         if (!response.ok) throw new Error(response.status);
         const blob = await response.blob();
         if (!signal.aborted) await offer(new File([blob], `${name}.webp`, {type: 'image/webp'}));
@@ -167,6 +167,7 @@
     if (!navigator.onLine) say(stage, texts.script.offline);
     tab.querySelector('[data-do=paste]').hidden = !navigator.clipboard?.read;
     tab.querySelector('[data-do=share]').hidden = !demo.canShare();
+    tab.dataset.isReady = true; // From here on the buttons do something
   };
 
   // Files that are dropped on a part of the page, or pasted while its tab is seen.
