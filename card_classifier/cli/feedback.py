@@ -171,6 +171,7 @@ def gather_proposals(
             proposals |= {one.decision.key: one for one in fresh}
     return list(proposals.values()), +aside
 
+# %% ../../nbs/cli/16_feedback.ipynb #c0ffee05
 def find_proposals(
     root:Path,                # The checkout
     rows:Iterator[dict],      # From `corrected_records`

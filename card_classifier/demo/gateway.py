@@ -130,7 +130,9 @@ def names_a_file(
     "Whether there is anything in it that Gradio would take for a file."
     if isinstance(value, list):
         return any(map(names_a_file, value))
-    return isinstance(value, dict) and (bool({"path", "meta", "url"} & set(value)) or names_a_file(list(value.values())))
+    if not isinstance(value, dict):
+        return False
+    return bool({"path", "meta", "url"} & set(value)) or names_a_file(list(value.values()))
 
 # %% ../../nbs/demo/09_gateway.ipynb #b36d6d62
 def is_of_page(

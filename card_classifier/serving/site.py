@@ -80,7 +80,8 @@ class DemoService:
     def answer_in_bounds(self, request_id:str, content:bytes, top_k:int)->dict[str, Any]:
         "One photo's answer. Raises `Problem`."
         if len(content) > self.max_body:
-            raise Problem("body-too-large", f"the photo has {len(content):,} bytes, at most {self.max_body:,} are taken")
+            bound = f"at most {self.max_body:,} are taken"
+            raise Problem("body-too-large", f"the photo has {len(content):,} bytes, {bound}")
         with self.service.admission.enter() as slot:
             slot.hold(len(content))
             files = [SentFile("photo", content)]
