@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from ..recognition.answer import CARD_EXAMPLE, CORNERS_EXAMPLE, VERSION_EXAMPLE, Prediction, openapi_fields
+from card_classifier.recognition.answer import (
+    CARD_EXAMPLE, CORNERS_EXAMPLE, VERSION_EXAMPLE, Prediction, openapi_fields,
+)
 from .problems import PROBLEM_TYPE, PROBLEMS, Problem
 
 # %% ../../nbs/serving/07_answers.ipynb #c0b8b0c7

@@ -19,6 +19,7 @@ from ..recognition.answer import file_answer
 from ..recognition.predictor import BATCH_SIZE, Examined, examine
 from ..records.schema import TOP_CARDS, WHOLE_PHOTO, RecordsAwayError, UnknownRequestError, record_of
 from ..records.writer import Records
+from ..watching.watch import DriftWatch
 from .admission import Admission
 from .model import ServedModel
 from .problems import Problem, image_problem
@@ -38,6 +39,7 @@ class Service:
         self.model = ServedModel(settings, self.metrics.worker)
         is_recording = settings.database not in ("", "none")
         self.records = Records(settings.database, keep_images=settings.keep_images) if is_recording else None
+        self.drift = DriftWatch(settings.database, lambda: self.model.predictor.folder) if is_recording else None
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
         waiting = self.metrics.requests.waiting
         self.admission = Admission(settings.max_waiting, settings.max_body, waiting)
