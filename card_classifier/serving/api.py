@@ -176,9 +176,10 @@ def add_feedback(
     @api.post("/v1/feedback", summary="Say which card it really was", tags=["cards"], response_model=FeedbackAnswer,
               dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *reasons))
     def feedback(body:FeedbackRequest)->Response:
-        "Keeps the right card for an earlier answer; a second feedback for the same file replaces the first."
-        card = keep_feedback(service(), body.request_id, body.index, body.card)
-        return json_response({"request_id": body.request_id, "index": body.index, "card": card})
+        "Keeps the right card for an earlier answer; a second feedback for the same card replaces the first."
+        card = keep_feedback(service(), body.request_id, body.index, body.card, body.number, body.corners)
+        kept = {"request_id": body.request_id, "index": body.index, "card": card, "number": body.number}
+        return json_response(kept)
 
 # %% ../../nbs/serving/08_api.ipynb #18ed881f
 PATH_SETTINGS = ("data.source", "data.folder", "model.start_from")
