@@ -65,7 +65,7 @@ class CardInPhoto:
     top:list[Candidate] = field(default_factory=list, repr=False, metadata=said(
         "What this card may be, the likeliest first; as many as asked for"))
     seen:str = field(default=SEEN[False], metadata=said(
-        "What was seen of it: card, the whole of it, or index, only rank and suit in a corner, which the corners are of",
+        "What was seen of it: card, all of it, or index, only rank and suit in a corner, which the corners are of then",
         *SEEN))
 
 # %% ../../nbs/recognition/04_answer.ipynb #ed6cd206

@@ -6,7 +6,7 @@
 __all__ = ['NOTHING', 'TINY', 'CORNER_PLACE', 'SIDEWAYS', 'INDEX_RATIO', 'DIAGONAL', 'DIAGONAL_SLOPE', 'MIN_READ', 'SURE_INDEX',
            'MANY_INSIDE', 'ALONE', 'JOKER', 'N_ROUNDS', 'SUIT_ORDER', 'RANK_ORDER', 'SeenCard', 'combined',
            'place_in_card', 'belongs', 'is_inside', 'are_of_one_card', 'grouped', 'other_names', 'join_cards',
-           'one_deck', 'assigned', 'by_suit']
+           'one_deck', 'assigned', 'once_each', 'by_suit']
 
 # %% ../../nbs/recognition/07_hands.ipynb #aa5d3150
 from collections.abc import Sequence
@@ -151,7 +151,9 @@ def join_cards(
         if not agreeing and is_spoilt:
             continue # Several cards that look like one
         used = agreeing or own
-        together = combined([said, *(index.probabilities for index in used)]) if used else ALONE*said + (1 - ALONE)/NOTHING
+        together = combined([said, *(index.probabilities for index in used)])
+        if not used:
+            together = ALONE*together + (1 - ALONE)/NOTHING
         seen.append(SeenCard(together, np.asarray(place), True, used, number))
         free = [index for index in free if not any(index is one for one in used)]
     enough = MIN_READ if any(card.indices for card in seen) else SURE_INDEX
@@ -191,6 +193,17 @@ def assigned(
         if CARDS[card].suit is not None:
             left[:, card] = -1
     return answer
+
+# %% ../../nbs/recognition/07_hands.ipynb #d0a1f308
+def once_each(
+    probabilities:np.ndarray, # Of each card in the photo, shape (n, 53), rows summing to 1
+)->np.ndarray:                # Likewise, with a likeliest card that no other place has
+    "`one_deck` with the last doubts about doubles decided: a card that is given to one place is no other's."
+    answer = one_deck(probabilities)
+    for place, card in enumerate(assigned(answer)):
+        if CARDS[card].suit is not None:
+            answer[np.arange(len(answer)) != place, card] = 0
+    return answer/np.maximum(TINY, answer.sum(axis=1, keepdims=True))
 
 # %% ../../nbs/recognition/07_hands.ipynb #b5d901dc
 SUIT_ORDER = "♠♥♦♣"

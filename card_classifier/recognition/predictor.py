@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BATCH_SIZE', 'PHOTO_SIDE', 'ENOUGH_PIXELS', 'SMALL_PHOTO', 'OpenBundle', 'run_classifier', 'indices_in', 'Crop',
            'whole_photo', 'crops_of', 'Examination', 'start_examination', 'classify_crops', 'best_probabilities',
-           'look_again', 'crop_of', 'join_indices', 'Examined', 'conclude', 'let_go', 'examine', 'Predictor']
+           'look_again', 'crop_of', 'join_indices', 'deal_once', 'Examined', 'conclude', 'let_go', 'examine',
+           'Predictor']
 
 # %% ../../nbs/recognition/08_predictor.ipynb #8bc63b3d
 import itertools
@@ -29,7 +30,7 @@ from .decoding import Decoder, Inspected, Patience, inspect_source
 from .detection import Detections, detect_cards, relative_corners
 from .display import Mark, annotated_svg
 from .engine import ENGINES, Network, open_network
-from .hands import SeenCard, TINY, join_cards
+from .hands import SeenCard, TINY, join_cards, once_each
 from .indices import FoundIndex, locate_indices, read_indices
 from .refinement import refine_corners
 
@@ -266,6 +267,21 @@ def join_indices(
     one.crops, one.logits = [crop_of(one, card, info.input_size) for card in seen], np.float32(logits)
     one.milliseconds["classify"] += 1000*(time.perf_counter() - start)
 
+# %% ../../nbs/recognition/08_predictor.ipynb #d0a1f306
+def deal_once(
+    bundle:OpenBundle,
+    examination:Examination, # After `join_indices`; changed
+)->None:
+    "Lets each card but the joker be in the photo only once; cards that are rejected take no part."
+    one, info = examination, bundle.info.classifier
+    probabilities = softmax(one.logits, info.temperature)
+    is_read = np.array([why_rejected(float(row.max()), bundle.info, crop.corners) is None
+                        for row, crop in zip(probabilities, one.crops, strict=True)])
+    if is_read.sum() > 1:
+        logits = info.temperature*np.log(once_each(probabilities[is_read]) + TINY)
+        one.logits = one.logits.copy()
+        one.logits[is_read] = np.float32(logits)
+
 # %% ../../nbs/recognition/08_predictor.ipynb #31cbaf0f
 @dataclass(frozen=True)
 class Examined:
@@ -279,8 +295,11 @@ def conclude(
     examination:Examination, # After `classify_crops`
     top_k:int,               # How many candidates to name
     keep_photo:bool,         # Whether the answer carries a small copy of the photo
+    is_one_deck:bool=False,  # Whether each card can be there only once
 )->Examined:
     "What to say about a photo."
+    if is_one_deck:
+        deal_once(bundle, examination)
     one, probabilities = examination, best_probabilities(bundle, examination)
     is_rejected = [why_rejected(probability, bundle.info, crop.corners) is not None
                    for probability, crop in zip(probabilities, one.crops, strict=True)]
@@ -311,6 +330,7 @@ def examine(
     top_k:int=5,               # How many candidates to name, from 1 to 53
     keep_photo:bool=False,     # Whether each answer carries a small copy of its photo
     patience:Patience|None=None, # Of whoever waits; None: for as long as it takes
+    is_one_deck:bool=False,    # Whether each card can be in a photo only once
 )->Iterator[Examined|ImageError]: # One for each source, in order
     "Decodes every photo, detects its cards, classifies all of them, and says what they are."
     if not 1 <= top_k <= len(CARDS):
@@ -327,7 +347,7 @@ def examine(
     for one in examinations:
         join_indices(bundle, one)
     for one in started:
-        yield conclude(bundle, one, top_k, keep_photo) if isinstance(one, Examination) else one
+        yield conclude(bundle, one, top_k, keep_photo, is_one_deck) if isinstance(one, Examination) else one
 
 # %% ../../nbs/recognition/08_predictor.ipynb #8b8b0971
 class Predictor(OpenBundle):
@@ -337,9 +357,10 @@ class Predictor(OpenBundle):
         source:ImageSource,    # Bytes, path, PIL image or uint8 array
         top_k:int=5,           # How many candidates to name, from 1 to 53
         keep_photo:bool=False, # Whether the answer carries a small copy of the photo, to show itself in a notebook
+        is_one_deck:bool=False, # Whether each card can be there only once
     )->Prediction:             # What the photo shows
         "Which cards a photo shows. Raises an `ImageError` if it can't be read."
-        examined = next(examine(self, [source], top_k, keep_photo))
+        examined = next(examine(self, [source], top_k, keep_photo, is_one_deck=is_one_deck))
         if isinstance(examined, ImageError):
             raise examined
         return examined.prediction
