@@ -181,9 +181,10 @@ class ModelSettings(SettingsGroup):
     "Which network."
     prefix = "model."
     task:str = setting("classifier",
-        "classifier: which card an image shows; detector: where the cards of a photograph lie",
-        choices=("classifier", "detector"))
-    arch:str = setting("mobilenetv2_100", "Name of a timm backbone")
+        "classifier: which card an image shows; detector: where the cards of a photograph lie; index_detector: where "
+        "the indices of a hand are; index_reader: which card an index says",
+        choices=("classifier", "detector", "index_detector", "index_reader"))
+    arch:str = setting("mobilenetv2_100", "Name of a timm backbone, or of a network of ours")
     pretrained:bool = setting(True,
         "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
     start_from:str = setting("",
