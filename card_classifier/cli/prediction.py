@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MENTIONED', 'LONGEST_COLUMN', 'ROOM_FOR_WORDS', 'MOST_THREADS', 'HANDS', 'HandOption', 'BySuitOption',
-           'OneDeckOption', 'FEWEST_FOR_BAR', 'percent', 'doubt', 'in_words', 'columns_for', 'answer_line', 'Job',
-           'failed_answer', 'fetched', 'look', 'in_order', 'standard_input', 'answers_about', 'hand_line', 'photo_bar',
-           'print_answer', 'closing_lines', 'run_job', 'check_wishes', 'predict']
+           'OneDeckOption', 'FEWEST_FOR_BAR', 'FilesArgument', 'PerSecondOption', 'PrivateOption', 'percent', 'doubt',
+           'in_words', 'columns_for', 'answer_line', 'Job', 'failed_answer', 'fetched', 'look', 'in_order',
+           'standard_input', 'answers_about', 'hand_line', 'photo_bar', 'print_answer', 'closing_lines', 'run_job',
+           'check_wishes', 'predict']
 
 # %% ../../nbs/cli/07_prediction.ipynb #42eb15a3
 import os
@@ -325,6 +326,14 @@ def run_job(
             write_table(csv, answers)
     return answers
 
+FilesArgument = Annotated[list[str], typer.Argument(
+    help="Photos, folders, patterns in quotes, http(s) addresses, videos, the number of a camera, or - for "
+        "standard input")]
+PerSecondOption = Annotated[float, typer.Option(
+    "--per-second", min=0.1, max=60, help="Frames of a video to look at in each second")]
+PrivateOption = Annotated[bool, typer.Option(
+    "--allow-private", help="Fetch from addresses of this machine and its network, too")]
+
 def check_wishes(
     sources:list[Source],
     csv:str,  # File for the table, or nothing
@@ -343,9 +352,7 @@ def check_wishes(
 @app.command()
 @one_line_errors
 def predict(
-    files:Annotated[list[str], typer.Argument(
-        help="Photos, folders, patterns in quotes, http(s) addresses, videos, the number of a camera, or - for "
-            "standard input")],
+    files:FilesArgument,
     as_json:Annotated[bool, typer.Option("--json", help="One JSON object a line")] = False,
     csv:Annotated[str, typer.Option(help="A file for a table of all cards; - prints it")] = "",
     save:Annotated[str, typer.Option(help="A folder for the photos with their cards outlined and named")] = "",
@@ -356,10 +363,8 @@ def predict(
     sort_by_suit:BySuitOption = False,
     is_one_deck:OneDeckOption = False,
     show:Annotated[bool, typer.Option("--show", help="Show in a window what a camera or video sees")] = False,
-    per_second:Annotated[float, typer.Option(
-        "--per-second", min=0.1, max=60, help="Frames of a video to look at in each second")] = 5.0,
-    allow_private:Annotated[bool, typer.Option(
-        "--allow-private", help="Fetch from addresses of this machine and its network, too")] = False,
+    per_second:PerSecondOption = 5.0,
+    allow_private:PrivateOption = False,
 )->None:
     "Says which cards are on each photo, and how sure that is. The exit code counts unreadable photos, up to 100."
     start = time.perf_counter()
