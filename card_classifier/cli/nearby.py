@@ -91,7 +91,7 @@ def phone_lines(
         return [*lines, "browsers let a page look through the camera over HTTPS only: add --https"]
     return [*lines, "the phone asks once whether it may trust this certificate"]
 
-# %% ../../nbs/cli/25_nearby.ipynb #b96910a6
+# %% ../../nbs/cli/25_nearby.ipynb #f9eaea5b
 VALID_DAYS, RENEW_DAYS = 397, 14 # Browsers refuse certificates that are valid for longer
 
 def certificate_folder()->Path:
@@ -115,7 +115,7 @@ def is_usable(
 
 def make_certificate(
     names:list[str],  # Addresses of this machine
-)->tuple[bytes, bytes]: # Certificate and key, PEM
+)->bytes:            # Certificate and key, PEM
     "A certificate that nobody has signed but its own key."
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -130,37 +130,33 @@ def make_certificate(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256()))
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    return made.public_bytes(pem), key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    return made.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
 
-# %% ../../nbs/cli/25_nearby.ipynb #8e3a3501
+# %% ../../nbs/cli/25_nearby.ipynb #db69c4b1
 def own_certificate(
     folder:Path|None=None, # Where it is kept; None: the user's cache
-)->tuple[Path, Path]:      # Certificate and key
-    "The files of this machine's certificate, made if need be. Raises `OSError`."
+)->Path:                   # A file with certificate and key
+    "This machine's certificate, made if need be. Raises `OSError`."
     folder = folder or certificate_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = folder / "certificate.pem", folder / "key.pem"
-    names = ["127.0.0.1", "::1", *own_addresses()]
-    if not is_usable(files[0], names) or not files[1].is_file():
-        certificate, key = make_certificate(names)
-        write_file(files[1], key)
-        files[1].chmod(0o600)
-        write_file(files[0], certificate)
-    return files
+    file, names = folder / "certificate.pem", ["127.0.0.1", "::1", *own_addresses()]
+    if not is_usable(file, names):
+        write_file(file, make_certificate(names))
+        file.chmod(0o600)
+    return file
 
-# %% ../../nbs/cli/25_nearby.ipynb #1aab60e1
+# %% ../../nbs/cli/25_nearby.ipynb #3f59c94a
 def with_certificate(
     settings:ServeSettings, # From the options
 )->ServeSettings:           # With the files of a certificate if HTTPS is asked for
     "Settles which certificate is shown. Raises `CommandError` for one that can't be used."
     if settings.https and not settings.certificate:
-        certificate, key = own_certificate()
-        settings = dataclasses.replace(settings, certificate=str(certificate), key=str(key))
+        settings = dataclasses.replace(settings, certificate=str(own_certificate()))
     if settings.certificate:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.key)
-        except OSError as error: # Also what is no PEM, or another certificate's key
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate)
+        except OSError as error: # Also what is no PEM, or has another certificate's key
             raise CommandError(
-                f"{settings.certificate} is no certificate with the key {settings.key} ({error.strerror or error}): "
-                "name two PEM files that belong together, or leave both out") from None
+                f"{settings.certificate} is no certificate with its key ({error.strerror or error}): "
+                "name a PEM file with both, or say --https alone") from None
     return settings
