@@ -16,8 +16,8 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-serve, heic, parquet, train, dev = (
-    requirements(f"{extra}_requirements") for extra in ("serve", "heic", "parquet", "train", "dev")
+serve, heic, parquet, watch, train, dev = (
+    requirements(f"{extra}_requirements") for extra in ("serve", "heic", "parquet", "watch", "train", "dev")
 )
 setup(
     name=settings["lib_name"],
@@ -42,8 +42,8 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={
-        "serve": serve, "heic": heic, "parquet": parquet, "train": train,
-        "dev": [*train, *serve, *heic, *parquet, *dev],
+        "serve": serve, "heic": heic, "parquet": parquet, "watch": watch, "train": train,
+        "dev": [*train, *serve, *heic, *parquet, *watch, *dev],
     },
     entry_points={
         "console_scripts": requirements("console_scripts"),

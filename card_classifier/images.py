@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'KEPT_PIXELS', 'MAX_MEMORY', 'DRAFT_MARGIN', 'MAX_FILE_BYTES', 'RAW_PROFILE', 'TURNINGS', 'WHITE_LEVELS',
-           'BAND_PIXELS', 'RARE_KIND', 'ENDINGS', 'ImageSource', 'GREY', 'SHOWN_SIDE', 'JPEG_QUALITY', 'open_picture',
-           'choose_scale', 'check_memory', 'orientation_of', 'turn_upright', 'eight_bits', 'to_rgb', 'rgb_pixels',
-           'only_image_errors', 'decode_structure', 'decode_unended', 'decode_bytes', 'read_file', 'picture_of_array',
-           'decode_image', 'resize_image', 'prepare_image', 'letterbox', 'straighten', 'shrunk', 'jpeg_url']
+           'BAND_PIXELS', 'RARE_KIND', 'ENDINGS', 'ImageSource', 'GREY', 'INDEX_SURROUNDINGS', 'SHOWN_SIDE',
+           'JPEG_QUALITY', 'open_picture', 'choose_scale', 'check_memory', 'orientation_of', 'turn_upright',
+           'eight_bits', 'to_rgb', 'rgb_pixels', 'only_image_errors', 'decode_structure', 'decode_unended',
+           'decode_bytes', 'read_file', 'picture_of_array', 'decode_image', 'resize_image', 'prepare_image',
+           'letterbox', 'straighten', 'index_crop', 'shrunk', 'jpeg_url']
 
 # %% ../nbs/02_images.ipynb #257cf313
 import base64
@@ -27,7 +28,7 @@ from card_classifier.formats import (
     BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, Structure, UnreadableFileError,
     UnsupportedImageError, USE_INSTEAD, are_notes_bounded, check_size, inspect_image,
 )
-from .geometry import homography
+from .geometry import homography, square_around
 
 # %% ../nbs/02_images.ipynb #760994b4
 def open_picture(
@@ -339,6 +340,17 @@ def straighten(
     return np.array(piece.transform(
         (size, size), Image.Transform.PERSPECTIVE, coefficients.tolist(), Image.Resampling.BILINEAR,
             fillcolor=(GREY,)*3))
+
+# %% ../nbs/02_images.ipynb #d41f0a02
+INDEX_SURROUNDINGS = 2.0 # Side of the square, in longer sides of the index
+
+def index_crop(
+    photo:np.ndarray,   # uint8 (h, w, 3), RGB
+    outline:np.ndarray, # Of an index, clockwise from its own top left, pixels, shape (4, 2)
+    size:int,           # Side of the result in pixels
+)->np.ndarray:          # uint8 (size, size, 3), RGB
+    "An index, upright, with what is around it."
+    return straighten(photo, square_around(outline, INDEX_SURROUNDINGS), size, margin=0)
 
 # %% ../nbs/02_images.ipynb #39edc89d
 SHOWN_SIDE = 640   # Pixels of the longer side of a photo that is shown

@@ -181,9 +181,10 @@ class ModelSettings(SettingsGroup):
     "Which network."
     prefix = "model."
     task:str = setting("classifier",
-        "classifier: which card an image shows; detector: where the cards of a photograph lie",
-        choices=("classifier", "detector"))
-    arch:str = setting("mobilenetv2_100", "Name of a timm backbone")
+        "classifier: which card an image shows; detector: where the cards of a photograph lie; index_detector: where "
+        "the indices of a hand are; index_reader: which card an index says",
+        choices=("classifier", "detector", "index_detector", "index_reader"))
+    arch:str = setting("mobilenetv2_100", "Name of a timm backbone, or of a network of ours")
     pretrained:bool = setting(True,
         "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
     start_from:str = setting("",
@@ -364,6 +365,9 @@ class ServeSettings(NetworkSettings):
     image_days:float = setting(30.0,
         "Days after which recorded images are removed; 0: they stay as long as their records", minimum=0)
     record_days:float = setting(0.0, "Days after which records are removed; 0: they stay", minimum=0)
+    drift_minutes:float = setting(10.0,
+        "How often the newest pictures are compared with the bundle's reference, for /metrics, in minutes; 0: never",
+        minimum=0)
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
     max_body:int = setting(20_000_000, "Largest request body in bytes", minimum=1)

@@ -158,7 +158,7 @@ def test_memory_for_images_is_bounded(url, monkeypatch):
 @given(st.integers(3, 300), st.integers(3, 300), st.integers(0, 255))
 def test_statistics_of_any_shape(height, width, level):
     flat = np.full((height, width, 3), level, np.uint8)
-    expected = {"brightness": level / 255, "contrast": 0, "saturation": 0, "sharpness": 0}
+    expected = {"brightness": level / 255, "contrast": 0, "saturation": 0, "sharpness": 0, "noise": 0}
     assert image_statistics(flat) == pytest.approx(expected, abs=1e-4)
 
 
@@ -170,6 +170,11 @@ def test_statistics_tell_what_changed():
     assert image_statistics(image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8))["saturation"] == 0
     smooth = (image[:-1].astype(int) + image[1:]) // 2
     assert image_statistics(smooth.astype(np.uint8))["sharpness"] < before["sharpness"]
+    calm = np.clip(np.random.default_rng(1).normal(128, 5, (224, 224, 3)), 0, 255).astype(np.uint8)
+    assert image_statistics(calm)["noise"] * 255 == pytest.approx(5, rel=0.15)
+    edges = calm.copy()
+    edges[::8] = 0
+    assert image_statistics(edges)["noise"] * 255 < 10
 
 
 @given(st.lists(st.floats(width=32), max_size=60))

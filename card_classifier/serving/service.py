@@ -25,6 +25,7 @@ from card_classifier.recognition.decoding import (
 from ..recognition.predictor import BATCH_SIZE, Examined, examine
 from ..records.schema import TOP_CARDS, RecordsAwayError, UnknownRequestError, record_of
 from ..records.writer import Records
+from ..watching.watch import DriftWatch
 from .admission import Admission
 from .model import ServedModel
 from .problems import Problem, image_problem
@@ -90,9 +91,7 @@ def slow_place(
         with lanes.lock:
             lanes.waiting.discard(patience)
 
-def close_lanes(
-    lanes:Lanes,
-)->None:
+def close_lanes(lanes:Lanes)->None:
     "Stops what takes long, and lets in nothing more of it."
     with lanes.lock:
         lanes.is_closed = True
@@ -112,6 +111,7 @@ class Service:
         self.model = ServedModel(settings, self.metrics.worker)
         is_recording = settings.database not in ("", "none")
         self.records = Records(settings.database, keep_images=settings.keep_images) if is_recording else None
+        self.drift = DriftWatch(settings.database, lambda: self.model.predictor.folder) if is_recording else None
         self.lanes = Lanes()
         self.pool = ThreadPoolExecutor(N_QUICK + N_SLOW, thread_name_prefix="predict")
         waiting = self.metrics.requests.waiting
