@@ -212,10 +212,11 @@ def answer_request(
     top_k:int=5,                        # How many candidates to name
     is_waiting:bool=False,              # Whether to wait until the records are written
     timings:dict[str, float]|None=None, # Milliseconds of the stages so far
+    patience:Patience|None=None,        # Of whoever waits for the answer
 )->tuple[dict[str, Any], list[Outcome]]: # The answer, and what it was made of
     "Classifies and records the files, and says what was seen. Runs in a thread."
     started, timings = time.perf_counter(), dict(timings or {})
-    outcomes, model_version = classify_files(service, files, top_k)
+    outcomes, model_version = classify_files(service, files, top_k, patience)
     recorded = keep_records(service, request_id, files, outcomes, is_waiting)
     for stage in ("decode", "detect", "classify"):
         timings[stage] = sum(one.prediction.milliseconds[stage] for one in outcomes if isinstance(one, Examined))
