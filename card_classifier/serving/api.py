@@ -8,7 +8,7 @@ __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAG
            'Since', 'Until', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems',
            'add_mishaps', 'json_response', 'unless_left', 'read_and_answer', 'add_predict', 'add_feedback',
            'without_paths', 'add_model', 'told_drift', 'add_drift', 'take_drift_readings', 'add_operations',
-           'add_description', 'make_api']
+           'only_known', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 import prometheus_client
-from fastapi import FastAPI, Query, Request, Security
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
@@ -34,6 +34,7 @@ from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may
 from ..recognition.decoding import Patience
 from .bodies import read_files
 from .guard import CLIENT_GONE, KEY_BEARER, KEY_HEADER, Exchange, refuse
+from .inputs import check_parameters
 from .origins import methods_of
 from .problems import Problem, problem_response
 from .service import Outcome, Service, answer_request, keep_feedback
@@ -108,8 +109,9 @@ FORM_SCHEMA = {
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 PREDICT_BODY = {"requestBody": {
     "required": True,
-    "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, GIF, BMP and "
-                   "TIFF are recognised by their content; names and content types don't matter.",
+    "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, AVIF, GIF, BMP "
+                   "and TIFF are recognised by their content, and HEIC where pillow-heif is installed; names and "
+                   "content types don't matter.",
     "content": {"multipart/form-data": {"schema": FORM_SCHEMA}} | {kind: {"schema": BINARY} for kind in IMAGE_TYPES},
 }}
 GetService = Callable[[], Service] # The worker's service; raises `Problem` before it is ready
@@ -188,7 +190,7 @@ def add_predict(
             return problem_response(outcomes[0], exchange.request_id)
         cards = [one["card"] for one in answer["predictions"]]
         exchange.details = {"cards": cards} if len(cards) <= LOGGED_CARDS else {"n_files": len(cards)}
-        return json_response(answer)
+        return json_response(answer | {"ignored": request.state.ignored})
 
 # %% ../../nbs/serving/08_api.ipynb #a3cfd628
 def add_feedback(
@@ -201,9 +203,10 @@ def add_feedback(
     @api.post("/v1/feedback", summary="Say which card it really was", tags=["cards"], response_model=FeedbackAnswer,
               dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *reasons))
     def feedback(body:FeedbackRequest)->Response:
-        "Keeps the right card for an earlier answer; a second feedback for the same file replaces the first."
-        card = keep_feedback(service(), body.request_id, body.index, body.card)
-        return json_response({"request_id": body.request_id, "index": body.index, "card": card})
+        "Keeps the right card for an earlier answer; a second feedback for the same card replaces the first."
+        card = keep_feedback(service(), body.request_id, body.index, body.card, body.number, body.corners)
+        kept = {"request_id": body.request_id, "index": body.index, "card": card, "number": body.number}
+        return json_response(kept)
 
 # %% ../../nbs/serving/08_api.ipynb #18ed881f
 PATH_SETTINGS = ("data.source", "data.folder", "model.start_from")
@@ -311,6 +314,14 @@ DESCRIPTION = """Which playing card is on a photo, with a probability that can b
     curl -F files=@one.jpg -F files=@two.jpg 'http://localhost:8000/v1/predict?top_k=3'
 """
 
+async def only_known(
+    request:Request,
+)->None:
+    "Raises `Problem` for a parameter of the address that has no effect."
+    if request.url.path.startswith(request.scope.get("root_path", "") + "/v1/"):
+        known = [one.alias for one in request.scope["route"].dependant.query_params]
+        check_parameters([name for name, _ in request.query_params.multi_items()], known)
+
 def add_description(
     api:FastAPI,
 )->None:
@@ -329,6 +340,7 @@ def make_api(
     "The API with all its routes."
     api = FastAPIOffline(title="card_classifier", version=card_classifier.__version__, description=DESCRIPTION,
                          redoc_url=None, favicon_url=None, generate_unique_id_function=lambda route: route.name,
+                         dependencies=[Depends(only_known)],
                          **options)
     for add_routes in (add_predict, add_feedback, add_model, add_drift, add_operations):
         add_routes(api, service)

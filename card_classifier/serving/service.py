@@ -23,7 +23,7 @@ from card_classifier.recognition.decoding import (
     WATCH_SECONDS, Inspected, Patience, StoppedError, inspect_source, is_quick,
 )
 from ..recognition.predictor import BATCH_SIZE, Examined, examine
-from ..records.schema import TOP_CARDS, RecordsAwayError, UnknownRequestError, record_of
+from ..records.schema import TOP_CARDS, WHOLE_PHOTO, RecordsAwayError, UnknownRequestError, record_of
 from ..records.writer import Records
 from ..watching.watch import DriftWatch
 from .admission import Admission
@@ -236,8 +236,13 @@ def keep_feedback(
     request_id:str, # Of an earlier answer
     index:int,      # Of the file in that request
     card:str,       # What it really showed, in any spelling; or `no card`
+    number:int|None=None,                 # Of the card in the answer; None: of the photo
+    corners:list[list[float]]|None=None,  # Where a card lies that the answer misses
 )->str:             # As it was kept
     "Records the right card. Raises `Problem`."
+    if corners is not None and number is None:
+        raise Problem("invalid-parameter", "corners belong to one card: send its number, too")
+    place = WHOLE_PHOTO if number is None else number
     try:
         name = NO_CARD if card.strip().lower() == NO_CARD else Card.parse(card).class_name
     except CardNameError as error:
@@ -245,7 +250,7 @@ def keep_feedback(
     if service.records is None:
         raise Problem("no-records", "this service keeps no records, so there is nothing to add feedback to")
     try:
-        service.records.feedback(request_id, index, name)
+        service.records.feedback(request_id, index, name, number=place, corners=corners)
     except UnknownRequestError:
         raise Problem("unknown-request", f"no answer {request_id} with a file number {index} is recorded") from None
     except RecordsAwayError:
