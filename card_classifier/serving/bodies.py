@@ -14,7 +14,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from ..images import image_format
+from ..formats import image_format
 from .admission import Slot
 from .inputs import ignored_fields, unwrapped
 from .problems import Problem
