@@ -112,7 +112,7 @@ SLOW ?= nbs
 slow-notebooks: setup ## The cells that `make test` leaves out because they take long
 	nbdev_test --path $(SLOW) --flags slow --n_workers 2 --timing --do_print
 
-EXTRAS ?= serve train parquet
+EXTRAS ?= serve train parquet heic watch video
 oldest: setup ## Test with the oldest versions that settings.ini allows, in an environment of their own
 	python tests/ranges.py oldest $(EXTRAS)
 
@@ -171,11 +171,11 @@ training-report: setup ## What this checkout's newest run changes beside the one
 benchmark: setup ## Measure times on this machine: nbs/studies/benchmark.ipynb and training_speed.ipynb, in place
 	$(call execute,nbs/studies/benchmark.ipynb nbs/studies/training_speed.ipynb)
 
-quality: setup ## Measure the released bundle: the public splits, photographs, robustness (in place; needs the real data)
+quality: setup ## Measure the released bundle: the public splits, photographs, robustness, drift (in place; needs the real data)
 	card-classifier data prepare
 	card-classifier evaluate --split valid --keep
 	card-classifier evaluate --split test --keep
-	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/model_card.ipynb)
+	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
 
 studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
 	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAGE_TYPES', 'PREDICT_BODY', 'GetService', 'TopK',
-           'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of',
-           'noted_problem', 'add_problems', 'add_mishaps', 'json_response', 'read_and_answer', 'add_predict',
-           'add_feedback', 'without_paths', 'add_model', 'add_operations', 'make_api']
+           'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures', 'Since', 'Until',
+           'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps',
+           'json_response', 'read_and_answer', 'add_predict', 'add_feedback', 'without_paths', 'add_model',
+           'told_drift', 'add_drift', 'take_drift_readings', 'add_operations', 'only_known', 'add_description',
+           'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
 import prometheus_client
-from fastapi import FastAPI, Query, Request, Security
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
@@ -25,12 +28,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import card_classifier
-from ..bundle import BundleInfo
+from ..bundle import BundleError, BundleInfo
+from ..records.schema import RecordsError
 from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may_answer
 from .bodies import read_files
 from .guard import CLIENT_GONE, KEY_BEARER, KEY_HEADER, Exchange, refuse
+from .inputs import check_parameters
+from .origins import methods_of
 from .problems import Problem, problem_response
 from .service import Outcome, Service, answer_request, keep_feedback
+from ..watching.drift import DriftReport
+from ..watching.reference import NoReferenceError
+from ..watching.watch import DriftBusyError
+from ..watching.window import MAX_PICTURES, WindowRequest
 
 # %% ../../nbs/serving/08_api.ipynb #eb0261cc
 def exchange_of(
@@ -68,8 +78,11 @@ def add_problems(
     @api.exception_handler(HTTPException)
     async def refused_by_framework(request:Request, error:HTTPException)->Response:
         reason = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "malformed-request")
-        response = noted_problem(request, Problem(reason, f"{request.method} {request.url.path[:200]}: see /docs"))
-        response.headers.update(error.headers or {})
+        root, path = request.scope.get("root_path", ""), request.url.path
+        taken = methods_of(api, path.removeprefix(root)) if reason == "method-not-allowed" else []
+        takes = f"it takes {', '.join(taken)}; " if taken else ""
+        response = noted_problem(request, Problem(reason, f"{request.method} {path[:200]}: {takes}see {root}/docs"))
+        response.headers.update((error.headers or {}) | ({"allow": ", ".join(taken)} if taken else {}))
         return response
 
 # %% ../../nbs/serving/08_api.ipynb #62a38aae
@@ -89,7 +102,7 @@ def add_mishaps(
 COMMON_PROBLEMS = ("malformed-request", "unauthorized", "body-too-slow", "body-too-large")
 PREDICT_PROBLEMS = ("image-too-large", "too-many-files", "not-an-image", "broken-image", "empty-image", "missing-file",
                     "invalid-parameter", "busy", "not-ready")
-BINARY = {"type": "string", "format": "binary"}
+BINARY = {"type": "string", "format": "binary"} # Generators of clients know this form, and few the newer ones
 FORM_SCHEMA = {
     "type": "object", "required": ["files"], "properties": {"files": {"type": "array", "minItems": 1, "items": BINARY}}}
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -152,7 +165,7 @@ def add_predict(
             return problem_response(outcomes[0], exchange.request_id)
         cards = [one["card"] for one in answer["predictions"]]
         exchange.details = {"cards": cards} if len(cards) <= LOGGED_CARDS else {"n_files": len(cards)}
-        return json_response(answer)
+        return json_response(answer | {"ignored": request.state.ignored})
 
 # %% ../../nbs/serving/08_api.ipynb #a3cfd628
 def add_feedback(
@@ -165,9 +178,10 @@ def add_feedback(
     @api.post("/v1/feedback", summary="Say which card it really was", tags=["cards"], response_model=FeedbackAnswer,
               dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *reasons))
     def feedback(body:FeedbackRequest)->Response:
-        "Keeps the right card for an earlier answer; a second feedback for the same file replaces the first."
-        card = keep_feedback(service(), body.request_id, body.index, body.card)
-        return json_response({"request_id": body.request_id, "index": body.index, "card": card})
+        "Keeps the right card for an earlier answer; a second feedback for the same card replaces the first."
+        card = keep_feedback(service(), body.request_id, body.index, body.card, body.number, body.corners)
+        kept = {"request_id": body.request_id, "index": body.index, "card": card, "number": body.number}
+        return json_response(kept)
 
 # %% ../../nbs/serving/08_api.ipynb #18ed881f
 PATH_SETTINGS = ("data.source", "data.folder", "model.start_from")
@@ -190,6 +204,59 @@ def add_model(
     def model()->Response:
         "What the bundle says about itself: its networks, its data, and measured figures with their intervals."
         return json_response(without_paths(dataclasses.asdict(service().model.info)))
+
+# %% ../../nbs/serving/08_api.ipynb #e12830aa
+DRIFT_PROBLEMS = ("no-records", "no-reference", "invalid-parameter", "busy", "records-away", "not-ready")
+
+def told_drift(
+    service:Service,
+    last:int=200,                # The newest so many pictures
+    since:datetime|None=None,    # Instead: all of a stretch of time
+    until:datetime|None=None,
+)->DriftReport:
+    "Drift as a service's records tell it. Raises `Problem`."
+    if service.drift is None:
+        raise Problem("no-records", "this service keeps no records to tell drift from")
+    try:
+        asked = WindowRequest(last, since, until)
+    except RecordsError as error:
+        raise Problem("invalid-parameter", str(error)) from None
+    try:
+        return service.drift.report(asked)
+    except NoReferenceError as error:
+        raise Problem("no-reference", str(error)) from None
+    except DriftBusyError as error:
+        raise Problem("busy", str(error), retry_after=2) from None
+    except RecordsError:
+        raise Problem("records-away", "the records can't be read: try again in a moment", retry_after=5) from None
+    except BundleError:
+        raise Problem("not-ready", "the bundle is being replaced: try again in a moment", retry_after=2) from None
+
+# %% ../../nbs/serving/08_api.ipynb #2617fe71
+LastPictures = Annotated[int, Query(ge=1, le=MAX_PICTURES, description="Look at so many pictures, the newest")]
+Since = Annotated[datetime|None, Query(description="Instead: what was answered at this time or later; UTC if no zone")]
+Until = Annotated[datetime|None, Query(description="Only what was answered before this time")]
+
+def add_drift(
+    api:FastAPI,
+    service:GetService,
+)->None:
+    "`GET /v1/drift`."
+    @api.get("/v1/drift", summary="Do pictures still look like those it was judged by?", tags=["model"],
+             response_model=DriftReport, dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *DRIFT_PROBLEMS))
+    def drift(last:LastPictures=200, since:Since=None, until:Until=None)->Response:
+        "Compares the newest pictures, or those of a stretch of time, with the bundle's reference."
+        return json_response(told_drift(service(), last, since, until))
+
+def take_drift_readings(
+    service:Service,
+)->str|None: # Why there are none, in a word
+    "Tells drift for the metrics."
+    try:
+        service.metrics.drift.read(told_drift(service))
+    except Problem as problem:
+        return problem.reason
+    return None
 
 # %% ../../nbs/serving/08_api.ipynb #fd2d3f34
 METRICS_ANSWER = {200: {"content": {"text/plain": {}}}, **may_answer("unauthorized", "not-ready")}
@@ -222,15 +289,37 @@ DESCRIPTION = """Which playing card is on a photo, with a probability that can b
     curl -F files=@one.jpg -F files=@two.jpg 'http://localhost:8000/v1/predict?top_k=3'
 """
 
+async def only_known(
+    request:Request,
+)->None:
+    "Raises `Problem` for a parameter of the address that has no effect."
+    if request.url.path.startswith(request.scope.get("root_path", "") + "/v1/"):
+        known = [one.alias for one in request.scope["route"].dependant.query_params]
+        check_parameters([name for name, _ in request.query_params.multi_items()], known)
+
+def add_description(
+    api:FastAPI,
+)->None:
+    "`GET /openapi.json`, which names the path under which it was asked for as the server."
+    api.router.routes[:] = [route for route in api.routes if getattr(route, "path", "") != api.openapi_url]
+
+    @api.get(api.openapi_url, include_in_schema=False)
+    async def openapi(request:Request)->Response:
+        root = request.scope.get("root_path", "")
+        return json_response({**api.openapi(), "servers": [{"url": root or "/", "description": "This service"}]})
+
 def make_api(
     service:GetService,
     **options:Any,      # For FastAPI, such as `lifespan`
 )->FastAPI:
     "The API with all its routes."
     api = FastAPIOffline(title="card_classifier", version=card_classifier.__version__, description=DESCRIPTION,
-                         redoc_url=None, favicon_url=None, **options)
-    for add_routes in (add_predict, add_feedback, add_model, add_operations):
+                         redoc_url=None, favicon_url=None, generate_unique_id_function=lambda route: route.name,
+                         dependencies=[Depends(only_known)],
+                         **options)
+    for add_routes in (add_predict, add_feedback, add_model, add_drift, add_operations):
         add_routes(api, service)
+    add_description(api)
     add_problems(api)
     add_mishaps(api)
     return api

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import prometheus_client
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from ..bundle import read_bundle, released_bundle
@@ -35,12 +34,13 @@ from ..records.writer import Records
 from .model import SPARE_VARIABLE, copy_bundle, warm_up
 from .site import SETTINGS_VARIABLE
 from .telemetry import log, start_logs
+from .upgrades import PlainProtocol
 from ..settings import ServeSettings
 
 # %% ../../nbs/serving/10_server.ipynb #80e7fd39
 HEADER_SECONDS, MAX_HEADERS = 10, 65_536
 
-class CarefulProtocol(HttpToolsProtocol):
+class CarefulProtocol(PlainProtocol):
     "Closes connections whose headers don't come to an end."
     def connection_made(self, transport:asyncio.Transport)->None:
         super().connection_made(transport)
