@@ -23,7 +23,6 @@ from pathlib import Path
 
 import prometheus_client
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from ..bundle import read_bundle, released_bundle
@@ -35,12 +34,13 @@ from ..records.writer import Records
 from .model import SPARE_VARIABLE, copy_bundle, warm_up
 from .site import SETTINGS_VARIABLE
 from .telemetry import log, start_logs
+from .upgrades import PlainProtocol
 from ..settings import ServeSettings
 
 # %% ../../nbs/serving/10_server.ipynb #80e7fd39
 HEADER_SECONDS, MAX_HEADERS = 10, 65_536
 
-class CarefulProtocol(HttpToolsProtocol):
+class CarefulProtocol(PlainProtocol):
     "Closes connections whose headers don't come to an end."
     def connection_made(self, transport:asyncio.Transport)->None:
         super().connection_made(transport)
@@ -136,6 +136,7 @@ def uvicorn_config(
     return uvicorn.Config(
         "card_classifier.serving.site:make_app", factory=True, workers=n_workers,
         host=settings.host, port=settings.port,
+        ssl_certfile=settings.certificate or None,
         http=CarefulProtocol, ws="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
         backlog=2048, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_worker_healthcheck=START_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)))
