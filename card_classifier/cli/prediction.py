@@ -289,6 +289,14 @@ BySuitOption = Annotated[bool, typer.Option("--by-suit", help="The same, sorted 
 OneDeckOption = Annotated[bool, typer.Option(
     "--one-deck", help="One deck is on the table: no card but the joker is there twice")]
 
+FilesArgument = Annotated[list[str], typer.Argument(
+    help="Photos, folders, patterns in quotes, http(s) addresses, videos, the number of a camera, or - for "
+        "standard input")]
+PerSecondOption = Annotated[float, typer.Option(
+    "--per-second", min=0.1, max=60, help="Frames of a video to look at in each second")]
+PrivateOption = Annotated[bool, typer.Option(
+    "--allow-private", help="Fetch from addresses of this machine and its network, too")]
+
 def hand_line(
     answer:dict,       # About one photo
     is_by_suit:bool,   # Sorted as in bridge, not as the cards lie
@@ -367,14 +375,6 @@ def run_job(
         if csv not in ("", "-"):
             write_table(csv, answers)
     return answers
-
-FilesArgument = Annotated[list[str], typer.Argument(
-    help="Photos, folders, patterns in quotes, http(s) addresses, videos, the number of a camera, or - for "
-        "standard input")]
-PerSecondOption = Annotated[float, typer.Option(
-    "--per-second", min=0.1, max=60, help="Frames of a video to look at in each second")]
-PrivateOption = Annotated[bool, typer.Option(
-    "--allow-private", help="Fetch from addresses of this machine and its network, too")]
 
 def check_wishes(
     sources:list[Source],
