@@ -91,12 +91,16 @@ contracts: setup ## Which room may import which
 rhythm: setup ## Small cells, each with its demonstration: what a notebook of this project looks like
 	python tests/rhythm_check.py
 
+# Two workers on two cores; WORKERS=0 runs all tests in one process. Each has one thread for its numbers, or they would
+# wait for each other; a file's tests stay together, because they share what is slow to set up.
+WORKERS ?= 2
+IN_WORKERS = OMP_NUM_THREADS=1 coverage run --parallel-mode -m pytest --numprocesses $(WORKERS)
 notebooks: setup ## Run every notebook: modules with the exported package, pages as they are
 	rm -f .coverage .coverage.*
-	coverage run --parallel-mode -m pytest tests/test_notebooks.py
+	$(IN_WORKERS) --dist worksteal tests/test_notebooks.py
 
 pytest: setup ## What a notebook cannot test: processes, faults, fresh installs
-	coverage run --parallel-mode -m pytest --ignore tests/test_notebooks.py
+	$(IN_WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_notebooks.py
 
 coverage: setup ## Coverage of the exported package, notebooks and pytest together
 	coverage combine --quiet
@@ -167,11 +171,11 @@ training-report: setup ## What this checkout's newest run changes beside the one
 benchmark: setup ## Measure times on this machine: nbs/studies/benchmark.ipynb and training_speed.ipynb, in place
 	$(call execute,nbs/studies/benchmark.ipynb nbs/studies/training_speed.ipynb)
 
-quality: setup ## Measure the released bundle: the public splits, photographs, robustness (in place; needs the real data)
+quality: setup ## Measure the released bundle: the public splits, photographs, robustness, drift (in place; needs the real data)
 	card-classifier data prepare
 	card-classifier evaluate --split valid --keep
 	card-classifier evaluate --split test --keep
-	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/model_card.ipynb)
+	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
 
 studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
 	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)
@@ -190,8 +194,9 @@ serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare rout
 	uv pip install --quiet --python $(PEERS) litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
 	$(call execute,nbs/studies/serving_benchmark.ipynb)
 
-attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb, in place
+attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb and attacks_decoding.ipynb, in place
 	$(call execute,nbs/studies/attacks.ipynb)
+	$(call execute,nbs/studies/attacks_decoding.ipynb)
 
 TARGET ?= serve
 image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah
