@@ -370,6 +370,8 @@ class ServeSettings(NetworkSettings):
         minimum=0)
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
+    https:bool = setting(False, "Serve over HTTPS, with a certificate of its own making unless there is another")
+    certificate:str = setting("", "PEM file with a certificate and its key, for HTTPS; empty: none")
     max_body:int = setting(20_000_000, "Largest request body in bytes", minimum=1)
     max_pixels:int = setting(200_000_000, "Largest image in pixels, in whatever format", minimum=1)
     max_files:int = setting(32, "Most files in one request", minimum=1)
@@ -388,6 +390,7 @@ class ServeSettings(NetworkSettings):
     def check_rules(self)->None:
         super().check_rules()
         require(self.has_api or self.has_demo, "a service needs the API or the demo")
+
 
 # %% ../nbs/01_settings.ipynb #6b7468e2
 @dataclass

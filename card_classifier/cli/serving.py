@@ -13,6 +13,7 @@ import threading
 
 import typer
 
+from .nearby import phone_lines, with_certificate
 from .runs import REGISTRY, find_bundle
 from .settings import takes_settings
 from .terminal import CommandError, app, needs, one_line_errors
@@ -73,11 +74,12 @@ def serve(
 )->None:
     "Serves the model: a demo page at /, the API under /v1, its description at /docs, metrics for Prometheus."
     stopping = threading.Event()
-    settings = with_bundle(settings, stopping)
+    settings = with_certificate(with_bundle(settings, stopping))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from card_classifier.serving import server
     def say(address:str)->None:
-        for line in greeting(settings, address):
+        here = address.replace("http:", "https:") if settings.certificate else address
+        for line in (*greeting(settings, here), *phone_lines(settings, here, sys.stderr.encoding or "ascii")):
             typer.echo(line, err=True)
     try:
         server.serve(settings, say)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAGE_TYPES', 'PREDICT_BODY', 'GetService', 'TopK',
-           'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures', 'Since', 'Until',
-           'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps',
-           'json_response', 'read_and_answer', 'add_predict', 'add_feedback', 'without_paths', 'add_model',
-           'told_drift', 'add_drift', 'take_drift_readings', 'add_operations', 'only_known', 'add_description',
-           'make_api']
+           'RecordMode', 'KEYED', 'LEAVING_SECONDS', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures',
+           'Since', 'Until', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems',
+           'add_mishaps', 'json_response', 'unless_left', 'read_and_answer', 'add_predict', 'add_feedback',
+           'without_paths', 'add_model', 'told_drift', 'add_drift', 'take_drift_readings', 'add_operations',
+           'only_known', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
@@ -31,6 +31,7 @@ import card_classifier
 from ..bundle import BundleError, BundleInfo
 from ..records.schema import RecordsError
 from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may_answer
+from ..recognition.decoding import Patience
 from .bodies import read_files
 from .guard import CLIENT_GONE, KEY_BEARER, KEY_HEADER, Exchange, refuse
 from .inputs import check_parameters
@@ -108,8 +109,9 @@ FORM_SCHEMA = {
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 PREDICT_BODY = {"requestBody": {
     "required": True,
-    "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, GIF, BMP and "
-                   "TIFF are recognised by their content; names and content types don't matter.",
+    "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, AVIF, GIF, BMP "
+                   "and TIFF are recognised by their content, and HEIC where pillow-heif is installed; names and "
+                   "content types don't matter.",
     "content": {"multipart/form-data": {"schema": FORM_SCHEMA}} | {kind: {"schema": BINARY} for kind in IMAGE_TYPES},
 }}
 GetService = Callable[[], Service] # The worker's service; raises `Problem` before it is ready
@@ -124,6 +126,28 @@ def json_response(
     "An answer as JSON."
     return Response(orjson.dumps(content), status, media_type="application/json")
 
+# %% ../../nbs/serving/08_api.ipynb #fc745446
+LEAVING_SECONDS = 0.25 # After these, we look whether the client is still there
+
+async def unless_left(
+    request:Request,       # All of its body has arrived
+    answer:asyncio.Future, # Of the work in a thread
+    patience:Patience,     # Which the work looks at
+)->Any:                    # What came of the work
+    "The answer. Raises `ClientDisconnect` when the client has left; then, or when it is cancelled, the work stops."
+    try:
+        done, _ = await asyncio.wait((answer,), timeout=LEAVING_SECONDS)
+        if not done:
+            leaving = asyncio.ensure_future(request.receive())
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            leaving.cancel()
+            if not answer.done():
+                answer.add_done_callback(lambda late: late.cancelled() or late.exception()) # Nobody asks for it now
+                raise ClientDisconnect
+        return await answer
+    finally:
+        patience.leave()
+
 # %% ../../nbs/serving/08_api.ipynb #cfea9638
 LOGGED_CARDS = 8 # Of more files the log has only the number
 
@@ -137,14 +161,15 @@ async def read_and_answer(
     "Reads a request's files and has them classified. Raises `Problem`."
     with service.admission.enter() as slot:
         files = await read_files(request, slot, service.settings.max_files)
-        received = time.perf_counter()
+        received, patience = time.perf_counter(), Patience()
 
         def work()->tuple[dict[str, Any], list[Outcome]]:
             receiving, waiting = received - exchange.started, time.perf_counter() - received
             timings = {"receive": 1000 * receiving, "wait": 1000 * waiting}
-            return answer_request(service, exchange.request_id, files, top_k, is_waiting, timings)
+            return answer_request(service, exchange.request_id, files, top_k, is_waiting, timings, patience)
 
-        return await asyncio.get_running_loop().run_in_executor(service.pool, work)
+        answer = asyncio.get_running_loop().run_in_executor(service.pool, work)
+        return await unless_left(request, answer, patience)
 
 def add_predict(
     api:FastAPI,

@@ -136,6 +136,7 @@ def uvicorn_config(
     return uvicorn.Config(
         "card_classifier.serving.site:make_app", factory=True, workers=n_workers,
         host=settings.host, port=settings.port,
+        ssl_certfile=settings.certificate or None,
         http=CarefulProtocol, ws="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
         backlog=2048, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_worker_healthcheck=START_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)))
