@@ -148,8 +148,10 @@ def join_cards(
         agreeing = [index for index in own if int(index.probabilities.argmax()) == int(said.argmax())]
         inside = [index for index in free if is_inside(place, index) and not any(index is one for one in own)]
         is_spoilt = other_names(int(said.argmax()), inside) >= MANY_INSIDE
-        if not agreeing and is_spoilt:
-            continue # Several cards that look like one
+        names = {int(index.probabilities.argmax()) for index in own}
+        is_doubted = bool(own) and said.max() < max(index.probabilities.max() for index in own)
+        if not agreeing and (is_spoilt or len(names) > 1 or is_doubted):
+            continue # Several cards that look like one, or one that is better known by its index
         used = agreeing or own
         together = combined([said, *(index.probabilities for index in used)])
         if not used:
