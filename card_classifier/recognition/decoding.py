@@ -336,10 +336,7 @@ class Decoder:
         return decode_apart(self, source.structure, max_pixels, target, patience)
 
     @contextlib.contextmanager
-    def turn(
-        self,
-        source:ImageSource|Inspected, patience:Patience|None=None,
-    )->Iterator[None]:
+    def turn(self, source:ImageSource|Inspected, patience:Patience|None=None)->Iterator[None]:
         "While a photograph is decoded and searched: of large ones, one at a time in all processes."
         is_large = isinstance(source, Inspected) and whole_memory(source.structure) > LARGE_MEMORY
         with locked(self.turns if is_large else None, patience or Patience(FOREVER)):
