@@ -61,6 +61,8 @@ class CardInPhoto:
         "beyond 0 and 1 where the frame cuts it. Null where the photo was read as a whole", CORNERS_EXAMPLE))
     is_rejected:bool = field(metadata=said("Whether it is unclear which card this is, or whether it is one", False))
     rejection_reason:str|None = field(metadata=said(REASON, None, REASON_EXAMPLE))
+    top:list[Candidate] = field(default_factory=list, repr=False, metadata=said(
+        "What this card may be, the likeliest first; as many as asked for"))
 
 # %% ../../nbs/recognition/03_answer.ipynb #ed6cd206
 def as_json(
@@ -203,13 +205,13 @@ def make_prediction(
     cards = []
     for number, (index, place) in enumerate(zip(best, corners, strict=True)):
         reason = why_rejected(probability := float(probabilities[number, index]), info, place)
-        cards.append(CardInPhoto(CARDS[index], probability, place, reason is not None, reason))
-    # Stable: of equals the first class wins on every machine
-    order = np.argsort(-probabilities[0], kind="stable")[:top_k]
-    top = [Candidate(CARDS[index], float(probabilities[0, index])) for index in order]
+        # Stable: of equals the first class wins on every machine
+        order = np.argsort(-probabilities[number], kind="stable")[:top_k]
+        top = [Candidate(CARDS[one], float(probabilities[number, one])) for one in order]
+        cards.append(CardInPhoto(CARDS[index], probability, place, reason is not None, reason, top))
     first = cards[0]
     return Prediction(
-        first.card, first.probability, top, first.is_rejected, first.rejection_reason, cards,
+        first.card, first.probability, first.top, first.is_rejected, first.rejection_reason, cards,
         info.model_version, milliseconds, photo)
 
 # %% ../../nbs/recognition/03_answer.ipynb #5e2dcca7

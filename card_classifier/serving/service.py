@@ -134,7 +134,8 @@ def answer_request(
     service.metrics.requests.time(timings)
     predictions = [outcome_answer(file.name, one, model_version) for file, one in zip(files, outcomes, strict=True)]
     for prediction in predictions:
-        prediction["top"] = prediction["top"][:top_k]
+        for one in (prediction, *prediction["cards"]):
+            one["top"] = one["top"][:top_k]
     answer = {"request_id": request_id, "model_version": model_version, "recorded": recorded, "timings": timings}
     return answer | {"predictions": predictions}, outcomes
 
