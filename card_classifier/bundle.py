@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CLASSIFIER', 'DETECTOR', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME', 'CORNERS_NAME', 'DETECTOR_STRIDE', 'Ports',
            'PORTS', 'BUNDLE_FORMAT', 'CONVERTED_FORMAT', 'BUNDLE_FILE', 'CLASSIFIER_FILE', 'DETECTOR_FILE',
-           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'CONVERTED_FILES',
-           'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax', 'lists_for_tuples',
-           'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems', 'network_problems',
-           'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle', 'record_from',
-           'parse_bundle_json', 'check_file', 'read_bundle', 'add_metrics', 'known_ancestors', 'converted_classifier',
-           'converted_detector', 'converted_info', 'convert_bundle', 'released_folder', 'released_bundle']
+           'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'LONGEST_NAME', 'DEEPEST',
+           'CONVERTED_FILES', 'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'softmax',
+           'lists_for_tuples', 'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems',
+           'network_problems', 'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle',
+           'check_depth', 'record_from', 'parse_bundle_json', 'check_file', 'read_bundle', 'add_metrics',
+           'known_ancestors', 'converted_classifier', 'converted_detector', 'converted_info', 'convert_bundle',
+           'released_folder', 'released_bundle']
 
 # %% ../nbs/03_bundle.ipynb #010d6892
 import dataclasses
@@ -144,8 +145,13 @@ class BundleError(ValueError):
 def is_number(
     value:object, # Anything that JSON can hold
 )->bool:          # False for True, which Python counts as 1
-    "Whether `value` is a finite number."
-    return isinstance(value, int|float) and not isinstance(value, bool) and math.isfinite(value)
+    "Whether `value` is a finite number that a float can hold, which a whole number of 401 digits is not."
+    if not isinstance(value, int|float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 def kind_problems(
     record:object, # `BundleInfo` or `NetworkInfo`, from anywhere
@@ -156,7 +162,9 @@ def kind_problems(
         value, kind = getattr(record, item.name), item.type
         if kind == float|None and value is None:
             continue
-        if kind in (int, float, float|None):
+        if kind is int:
+            is_right, wanted = type(value) is int, "a whole number"
+        elif kind in (float, float|None):
             is_right, wanted = is_number(value), "a finite number"
         else:
             kind = typing.get_origin(kind) or kind
@@ -186,8 +194,8 @@ def network_problems(
             len(numbers) == len("RGB") and all(map(is_number, numbers)) for numbers in (network.mean, network.std)),
         f"thresholds must be {' and '.join(names)}, from 0 to 1": set(network.thresholds) == set(names) and all(
             is_number(value) and 0 <= value <= 1 for value in values),
-        "temperature must be above 0": network.temperature > 0 if network.temperature is not None
-            else kind != CLASSIFIER,
+        "temperature must be above 0 and at most 1000": 0 < network.temperature <= 1000
+            if network.temperature is not None else kind != CLASSIFIER,
         f"precision must be {' or '.join(PRECISIONS)}": network.precision in PRECISIONS,
         f"bits must be {' or '.join(map(str, WEIGHT_BITS))}": network.bits in WEIGHT_BITS,
         "file must be a plain name": PLAIN_NAME.fullmatch(network.file) is not None and network.file != BUNDLE_FILE,
@@ -196,6 +204,8 @@ def network_problems(
     return [f"{kind}: {claim}" for claim, holds in claims.items() if not holds]
 
 # %% ../nbs/03_bundle.ipynb #5021a10e
+LONGEST_NAME = 200
+
 def info_problems(
     info:BundleInfo, # From anywhere
 )->list[str]:        # One sentence each; empty if all is well
@@ -205,6 +215,10 @@ def info_problems(
         return problems
     if not info.networks or not info.networks.keys() <= THRESHOLDS.keys():
         problems.append(f"networks must be a {CLASSIFIER}, a {DETECTOR} or both, nothing else")
+    for name in ("name", "model_version"): # Stand in answers, logs and metrics
+        text = getattr(info, name)
+        if not text.isprintable() or not 1 <= len(text) <= LONGEST_NAME:
+            problems.append(f"{name} must be 1 to {LONGEST_NAME} printable characters")
     if info.class_names != list(CLASS_NAMES):
         problems.append("class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES")
     for kind, network in info.networks.items():
@@ -272,6 +286,20 @@ def write_bundle(
     return folder
 
 # %% ../nbs/03_bundle.ipynb #2c7f2f7b
+DEEPEST = 32
+
+def check_depth(
+    value:object,     # That JSON can hold
+    depth:int=DEEPEST, # How deep it may be nested
+)->None:
+    "Raises `ValueError` for what is nested deeper than any description is: others walk through it, too."
+    if not isinstance(value, dict|list):
+        return
+    if not depth:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    for one in value.values() if isinstance(value, dict) else value:
+        check_depth(one, depth - 1)
+
 def record_from(
     kind:type,    # A dataclass
     values:dict,  # From JSON
@@ -291,6 +319,8 @@ def parse_bundle_json(
     "The description of a bundle. Raises `BundleError` if it is not JSON, of another format, or wrong."
     try:
         values = json.loads(text)
+        check_depth(values)
+        json.dumps(values, ensure_ascii=False).encode() # Fails for half a surrogate pair, which no answer could hold
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}): get the bundle again") from error
     if not isinstance(values, dict) or type(values.get("format")) is not int:

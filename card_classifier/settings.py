@@ -329,6 +329,9 @@ class ServeSettings(SettingsGroup):
     database:str = setting("sqlite:///records.sqlite",
         "Where answers are recorded: sqlite:///FILE, postgresql://…, or none", variable="CARD_CLASSIFIER_DATABASE")
     keep_images:bool = setting(False, "Also record the images themselves")
+    sync_records:bool = setting(True, "Acknowledge a record once it is on disk, where it survives a power failure",
+        switch=("--no-sync", "Acknowledge records that survive the end of the process and not of the machine"))
+    ready_unrecorded:bool = setting(False, "Be ready, for load balancers, while answers can't be recorded")
     image_days:float = setting(30.0,
         "Days after which recorded images are removed; 0: they stay as long as their records", minimum=0)
     record_days:float = setting(0.0, "Days after which records are removed; 0: they stay", minimum=0)

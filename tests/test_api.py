@@ -467,9 +467,9 @@ def test_metrics_add_up_over_the_workers(service):
     assert grown(f'card_classifier_cards_total{{card="{CARDS[12].class_name}"}}') == 40
     assert grown('card_classifier_requests_total{route="/v1/predict",status="200"}') == 40
     assert grown('card_classifier_errors_total{reason="not-an-image"}') == 1
-    assert grown('card_classifier_seconds_count{stage="classify"}') == 41
-    assert after["card_classifier_waiting"] == 0
-    assert len([name for name in after if name.startswith("card_classifier_process_resident_bytes")]) == 2
+    assert grown('card_classifier_prediction_stage_duration_seconds_count{stage="classify"}') == 41
+    assert after["card_classifier_waiting_requests"] == 0
+    assert len([name for name in after if name.startswith("card_classifier_process_resident_memory_bytes")]) == 2
 
 
 def test_an_api_key_is_asked_for_and_never_logged(tiny_bundle, tmp_path):
@@ -543,7 +543,7 @@ def test_too_many_waiting_are_sent_away_with_a_hint(tiny_bundle, tmp_path):
         held = [socket.create_connection((host, int(port))) for _ in range(2)]
         for one in held:
             one.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx")
-        wait_for(lambda: numbers(address)["card_classifier_waiting"] == 2)
+        wait_for(lambda: numbers(address)["card_classifier_waiting_requests"] == 2)
         answer = httpx.post(address + "/v1/predict", content=encoded(1))
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         for one in held:
@@ -625,8 +625,7 @@ def test_a_killed_worker_is_replaced(tiny_bundle, tmp_path):
             assert httpx.post(address + "/v1/predict", content=encoded(1)).status_code == 200
         wait_for(
             lambda: (
-                len([name for name in numbers(address) if name.startswith("card_classifier_process_resident_bytes")])
-                == 2
+                sum(name.startswith("card_classifier_process_resident_memory_bytes") for name in numbers(address)) == 2
             )
         )
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['API_KEYS_VARIABLE', 'KEY_NOTE', 'KEY_HEADER', 'KEY_BEARER', 'API_PATHS', 'PAGE_PATHS', 'SECURITY_HEADERS',
            'API_POLICY', 'PAGE_POLICY', 'OUR_MISTAKE', 'CROWDED_OUT', 'LINGER_SECONDS', 'SLOWEST_RATE', 'GONE',
-           'KNOWN_ROUTES', 'CLIENT_GONE', 'NO_KEY', 'KEYED_PATHS', 'KeysError', 'api_keys', 'is_key_right',
-           'added_headers', 'is_plain_failure', 'Exchange', 'body_too_large', 'receive_in_bounds', 'give_way', 'refuse',
-           'route_of', 'note', 'declared_length', 'Guard']
+           'KNOWN_ROUTES', 'QUIET_PATHS', 'CLIENT_GONE', 'NO_KEY', 'KEYED_PATHS', 'KeysError', 'api_keys',
+           'is_key_right', 'added_headers', 'is_plain_failure', 'refusal_of', 'Exchange', 'body_too_large',
+           'receive_in_bounds', 'give_way', 'refuse', 'route_of', 'note', 'declared_length', 'Guard']
 
 # %% ../../nbs/serving/06_guard.ipynb #83b013b1
 import asyncio
@@ -18,11 +18,12 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+import orjson
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .problems import PROBLEMS, Problem, problem_response
+from .problems import IMAGE_PROBLEMS, PROBLEM_TYPE, PROBLEMS, Problem, problem_response
 from .telemetry import Metrics, log
 from ..settings import ServeSettings
 
@@ -97,6 +98,14 @@ def is_plain_failure(
     kinds = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
     return message["status"] >= PROBLEMS["internal"][0] and (not kinds or kinds[0].startswith(b"text/"))
 
+# %% ../../nbs/serving/06_guard.ipynb #005be24f
+def refusal_of(
+    document:bytes, # A problem document
+)->dict[str, str]:  # For the log
+    "Why a request was refused, and what it was told."
+    found = orjson.loads(document)
+    return {"reason": found["type"].removeprefix(PROBLEM_TYPE), "detail": found.get("detail", found["title"])[:300]}
+
 # %% ../../nbs/serving/06_guard.ipynb #4c9e7627
 LINGER_SECONDS = 5  # For a refused client to stop sending and read why
 SLOWEST_RATE = 8192 # Bytes a second, once the first seconds are over: less than any mobile network brings
@@ -110,8 +119,8 @@ class Exchange:
         self.began, self.client = time.monotonic(), (scope.get("client") or ("",))[0]
         self.n_bytes, self.is_body_complete, self.is_crowded_out = 0, False, False
         self.patience:asyncio.Timeout|None = None # With the client, while a piece is awaited
-        self.status, self.reason = 0, ""     # Of the answer, and why it was refused
-        self.details:dict[str, Any] = {}     # Further fields for the log
+        self.status, self.reason, self.is_problem = 0, "", False # Of the answer; why it was refused
+        self.details:dict[str, Any] = {}                         # Further fields for the log
         self.headers = added_headers(scope["path"], self.request_id)
         scope.setdefault("state", {})["exchange"] = self
 
@@ -121,10 +130,12 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             if is_plain_failure(message):
-                await refuse(self, Problem("internal", OUR_MISTAKE))
-                return
+                return await refuse(self, Problem("internal", OUR_MISTAKE))
             self.status = message["status"]
+            self.is_problem = (b"content-type", b"application/problem+json") in message.get("headers", ())
             message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
+        elif self.is_problem and message.get("body"):
+            self.details |= refusal_of(message["body"])
         await self.raw_send(message)
 
     async def receive_raw(self)->Message:
@@ -189,6 +200,7 @@ async def refuse(
         return GONE
     exchange.reason, exchange.status = problem.reason, problem.status
     response = problem_response(problem, exchange.request_id)
+    exchange.details |= refusal_of(response.body)
     headers = [*response.raw_headers, *exchange.headers, (b"connection", b"close")]
     await exchange.raw_send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await exchange.raw_send({"type": "http.response.body", "body": response.body, "more_body": True})
@@ -202,6 +214,8 @@ async def refuse(
 # %% ../../nbs/serving/06_guard.ipynb #b030a485
 KNOWN_ROUTES = {"/v1/predict", "/v1/feedback", "/v1/model", "/health/live", "/health/ready", "/metrics",
                 "/openapi.json", "/docs"}
+QUIET_PATHS = ("/health/", "/metrics", "/static-offline-docs/", "/assets/", "/static/", "/examples/", "/theme.css",
+               "/gradio_api/") # In the log only when refused
 CLIENT_GONE = 499 # nginx's number; there is no official one
 
 def route_of(
@@ -216,16 +230,17 @@ def note(
     metrics:Metrics,
 )->None:
     "Counts and logs a request."
-    path, status = scope["path"], exchange.status or CLIENT_GONE
-    if exchange.reason:
-        metrics.requests.refuse(exchange.reason)
-        exchange.details.setdefault("reason", exchange.reason)
-    metrics.requests.count(route_of(path), status)
-    if path.startswith(("/health/", "/metrics")) and status < PROBLEMS["internal"][0]:
+    path, status, reason = scope["path"], exchange.status or CLIENT_GONE, exchange.details.get("reason")
+    seconds = time.perf_counter() - exchange.started
+    if reason and reason not in IMAGE_PROBLEMS.values(): # Images are counted where they are read
+        metrics.requests.refuse(reason)
+    metrics.requests.count(route_of(path), status, seconds)
+    if path.startswith(QUIET_PATHS) and status < 400:
         return
-    milliseconds = round(1000 * (time.perf_counter() - exchange.started), 2)
+    client = scope.get("client")
     log.info("request", request_id=exchange.request_id, method=scope["method"], path=path[:200], status=status,
-             milliseconds=milliseconds, bytes=exchange.n_bytes, **exchange.details)
+             milliseconds=round(1000 * seconds, 2), bytes=exchange.n_bytes, client=client and client[0],
+             **exchange.details)
 
 def declared_length(
     scope:Scope,
@@ -245,7 +260,8 @@ class Guard:
 
     async def admit(self, scope:Scope)->Problem|None:
         "Why a request is refused before its body is read; None if it is not."
-        if scope["path"].startswith(KEYED_PATHS) and not await is_key_right(HTTPConnection(scope), self.keys):
+        is_keyed = scope["path"].startswith(KEYED_PATHS) and scope["method"] != "OPTIONS" # Browsers send none with it
+        if is_keyed and not await is_key_right(HTTPConnection(scope), self.keys):
             return Problem("unauthorized", NO_KEY)
         return body_too_large(self.settings) if declared_length(scope) > self.settings.max_body else None
 

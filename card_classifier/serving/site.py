@@ -29,7 +29,8 @@ from .guard import API_PATHS, Guard
 from .model import reload_model
 from .problems import Problem, problem_response
 from .service import SentFile, Service, answer_request, keep_feedback, outcome_answer
-from .telemetry import Metrics, log, start_logs
+from .supervision import STOP
+from .telemetry import Metrics, keep_going, log, start_logs
 from ..settings import ServeSettings
 
 # %% ../../nbs/serving/09_site.ipynb #c4e62bbe
@@ -90,22 +91,30 @@ class Worker:
         return self.running
 
     async def watch(self)->None:
-        "Looks for a new bundle, for as long as it runs."
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.watch_seconds or None):
-                    await self.reload_requested.wait()
-            self.reload_requested.clear()
-            await asyncio.to_thread(reload_model, self.service().model)
+        "Looks once for a new bundle, when it is time or somebody asks."
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.watch_seconds or None):
+                await self.reload_requested.wait()
+        self.reload_requested.clear()
+        await asyncio.to_thread(reload_model, self.service().model)
 
     async def take_readings(self)->None:
-        "Keeps the gauges fresh, and ends the worker when its supervisor was killed."
+        "Refreshes the gauges."
+        self.metrics.worker.read(self.service().records)
+        await asyncio.sleep(READING_SECONDS)
+
+    async def mind_supervisor(self)->None:
+        "Ends the worker when its supervisor was killed."
         supervisor = multiprocessing.parent_process()
-        while True:
-            self.metrics.worker.read(self.service().records)
-            if supervisor is not None and not supervisor.is_alive():
-                signal.raise_signal(signal.SIGTERM)
-            await asyncio.sleep(READING_SECONDS)
+        if supervisor is not None and not supervisor.is_alive():
+            signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(READING_SECONDS)
+
+    def tasks(self)->list[asyncio.Task]:
+        "What goes on in the background, whatever happens in one round of it."
+        faults = self.metrics.worker.faults
+        rounds = {"bundle": self.watch, "readings": self.take_readings, "supervisor": self.mind_supervisor}
+        return [asyncio.create_task(keep_going(name, work, faults)) for name, work in rounds.items()]
 
 # %% ../../nbs/serving/09_site.ipynb #f4bf0c55
 def reload_on_sighup(
@@ -123,7 +132,7 @@ async def running(
     started = time.perf_counter()
     worker.running = service = Service(worker.settings, worker.metrics)
     reload_on_sighup(worker)
-    tasks = [asyncio.create_task(work()) for work in (worker.watch, worker.take_readings)]
+    tasks = worker.tasks()
     seconds = round(time.perf_counter() - started, 2)
     log.info("ready", model_version=service.model.info.model_version, pid=os.getpid(), seconds=seconds)
     try:
@@ -131,7 +140,7 @@ async def running(
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(service.close, lambda: STOP.seconds_left(worker.settings.grace_seconds))
         log.info("stopped", pid=os.getpid())
 
 # %% ../../nbs/serving/09_site.ipynb #7360aca4

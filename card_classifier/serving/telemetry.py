@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'PROBABILITIES', 'STAGES', 'SUPERVISOR_VARIABLE', 'log', 'LOGGERS', 'FAULT_SECONDS', 'Instruments',
-           'RequestMetrics', 'AnswerMetrics', 'supervisor_exposition', 'SupervisorMetrics', 'WorkerMetrics', 'Metrics',
-           'json_line', 'as_text', 'harmless', 'harmless_value', 'harmless_fields', 'harmless_traceback',
-           'event_processors', 'redirect_logging', 'start_logs', 'keep_going']
+           'RequestMetrics', 'AnswerMetrics', 'supervisor_exposition', 'SupervisorMetrics', 'GrowingReading',
+           'WorkerMetrics', 'Metrics', 'json_line', 'as_text', 'harmless', 'harmless_value', 'harmless_fields',
+           'harmless_traceback', 'event_processors', 'redirect_logging', 'warning_logged', 'redirect_tracebacks',
+           'start_logs', 'keep_going']
 
 # %% ../../nbs/serving/01_telemetry.ipynb #d3d724c4
 import asyncio
 import logging
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from io import StringIO
@@ -57,24 +60,33 @@ class Instruments:
         return prometheus_client.Gauge(full_name, text, labels, registry=self.registry, multiprocess_mode=over_workers)
 
 # %% ../../nbs/serving/01_telemetry.ipynb #226cae58
-STAGES = ("receive", "wait", "decode", "detect", "classify", "total")
+STAGES = ("receive", "wait", "decode", "detect", "classify")
 
 class RequestMetrics:
     "What is counted of requests."
     def __init__(self, instruments:Instruments):
         self.requests = instruments.counter("requests", "Requests answered", "route", "status")
+        self.duration = instruments.histogram(
+            "request_duration_seconds", "Time from the first byte of a request to its answer", SECONDS, "route")
         self.errors = instruments.counter("errors", "Refused requests and images", "reason")
-        self.seconds = instruments.histogram("seconds", "Seconds by stage of a prediction", SECONDS, "stage")
-        self.waiting = instruments.gauge("waiting", "Predictions accepted and not yet answered", "livesum")
-        self.of_stage = {stage: self.seconds.labels(stage) for stage in STAGES}
+        self.prediction = instruments.histogram(
+            "prediction_duration_seconds", "Time that the files of one request took, from first to last", SECONDS)
+        stages = instruments.histogram(
+            "prediction_stage_duration_seconds", "Time in each stage of a prediction", SECONDS, "stage")
+        self.of_stage = {stage: stages.labels(stage) for stage in STAGES} | {"total": self.prediction}
+        self.waiting = instruments.gauge(
+            "waiting_requests", "Predictions accepted and not yet answered", "livesum")
         self.of_answer:dict[tuple[str, int], Any] = {}
+        self.of_route:dict[str, Any] = {}
 
-    def count(self, route:str, status:int)->None:
+    def count(self, route:str, status:int, seconds:float)->None:
         "One request has been answered."
-        found = self.of_answer.get((route, status))
-        if found is None:
+        found, duration = self.of_answer.get((route, status)), self.of_route.get(route)
+        if found is None or duration is None:
             found = self.of_answer[route, status] = self.requests.labels(route, status)
+            duration = self.of_route[route] = self.duration.labels(route)
         found.inc()
+        duration.observe(seconds)
 
     def refuse(self, reason:str)->None: # A key of `PROBLEMS`
         "A request or an image has been refused."
@@ -85,6 +97,7 @@ class RequestMetrics:
         for stage, duration in milliseconds.items():
             self.of_stage[stage].observe(duration / 1000)
 
+# %% ../../nbs/serving/01_telemetry.ipynb #4a71a175
 class AnswerMetrics:
     "What is counted of answers."
     def __init__(self, instruments:Instruments):
@@ -125,35 +138,50 @@ class SupervisorMetrics:
             with suppress(OSError), whole_file(path, is_durable=False) as draft:
                 draft.write_bytes(prometheus_client.generate_latest(self.registry))
 
+# %% ../../nbs/serving/01_telemetry.ipynb #2f863616
+class GrowingReading:
+    "A counter that follows a number which somebody else counts."
+    def __init__(self, counter:prometheus_client.Counter):
+        self.counter, self.seen = counter, 0.0
+
+    def set(
+        self,
+        value:float, # The number as it is now; smaller than before, it has begun anew
+    )->None:
+        "Counts what the number has grown by."
+        self.counter.inc(value - self.seen if value >= self.seen else value)
+        self.seen = value
+
 # %% ../../nbs/serving/01_telemetry.ipynb #7e9aca60
 class WorkerMetrics:
     "Readings of one worker: its model, its records, its process."
     def __init__(self, instruments:Instruments):
-        self.reloads = instruments.counter("bundle_reloads", "Attempts to take a new bundle into service", "result")
-        self.model = instruments.gauge("model", "1 for the model in service", "livemax", "version")
+        counter, gauge = instruments.counter, instruments.gauge
+        self.reloads = counter("bundle_reloads", "Attempts to take a new bundle into service", "result")
+        self.model = gauge("model_info", "The model in service; the value is 1", "livemax", "version")
+        lost, images_lost = "Records that could not be written", "Images left out of written records"
         self.of_records = {
-            "waiting": instruments.gauge("records_waiting", "Records not yet written", "livesum"),
-            "written": instruments.gauge("records_written", "Records written by the running workers", "livesum"),
-            "lost": instruments.gauge(
-                "records_lost", "Records that could not be written, of the running workers", "livesum"),
-            "images_lost": instruments.gauge(
-                "record_images_lost", "Images left out of written records, of the running workers", "livesum"),
-            "is_connected": instruments.gauge("records_connected", "1 while the database answers", "livemin"),
+            "waiting": gauge("records_waiting", "Records not yet written", "livesum"),
+            "written": GrowingReading(counter("records_written", "Records written")),
+            "lost": GrowingReading(counter("records_lost", lost)),
+            "images_lost": GrowingReading(counter("record_images_lost", images_lost)),
+            "is_connected": gauge("records_connected", "1 while the database answers", "livemin"),
         }
-        self.cpu_seconds = instruments.gauge("process_cpu_seconds", "CPU time of each worker", "liveall")
-        self.memory = instruments.gauge("process_resident_bytes", "Memory of each worker", "liveall")
-        self.faults = instruments.counter("background_faults", "Faults of tasks in the background", "task")
-        self.process = psutil.Process()
+        self.cpu_seconds = GrowingReading(counter("process_cpu_seconds", "CPU time of the workers"))
+        self.memory = gauge("process_resident_memory_bytes", "Memory of each worker", "liveall")
+        self.faults = counter("background_faults", "Faults of tasks in the background", "task")
+        self.process, self.lock = psutil.Process(), threading.Lock()
 
     def read(self, records:Records|None)->None:
         "Takes the readings that nobody reports."
-        times = self.process.cpu_times()
-        self.cpu_seconds.set(times.user + times.system)
-        self.memory.set(self.process.memory_info().rss)
-        counts = records.counts() if records else None
-        for name, gauge in self.of_records.items() if counts else ():
-            gauge.set(getattr(counts, name))
+        counts, times = records.counts() if records else None, self.process.cpu_times()
+        with self.lock: # Two who read at once would count twice
+            self.cpu_seconds.set(times.user + times.system)
+            self.memory.set(self.process.memory_info().rss)
+            for name, reading in self.of_records.items() if counts else ():
+                reading.set(getattr(counts, name))
 
+# %% ../../nbs/serving/01_telemetry.ipynb #ca4080be
 class Metrics:
     "All that a worker counts."
     def __init__(self):
@@ -163,12 +191,15 @@ class Metrics:
         self.worker = WorkerMetrics(instruments)
 
     def exposition(self)->bytes: # Prometheus' text format
-        "All metrics, of all workers."
+        "All metrics, of all workers; of models only the one in service."
         registry = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = prometheus_client.CollectorRegistry()
             MultiProcessCollector(registry)
-        return prometheus_client.generate_latest(registry) + supervisor_exposition()
+        lines = prometheus_client.generate_latest(registry).splitlines(keepends=True)
+        is_past = [line.startswith(b"card_classifier_model_info{") and line.endswith(b" 0.0\n") for line in lines]
+        own = b"".join(line for line, past in zip(lines, is_past, strict=True) if not past)
+        return own + supervisor_exposition()
 
 # %% ../../nbs/serving/01_telemetry.ipynb #03cbd159
 log = structlog.get_logger("card_classifier.serving")
@@ -242,7 +273,8 @@ def event_processors(
     return [structlog.processors.add_log_level, harmless_fields, stamp, console]
 
 # %% ../../nbs/serving/01_telemetry.ipynb #e1a1c22c
-LOGGERS = {"card_classifier": logging.INFO, "uvicorn": logging.WARNING, "uvicorn.error": logging.INFO}
+LOGGERS = {"": logging.WARNING, "card_classifier": logging.INFO, "uvicorn": logging.WARNING,
+           "uvicorn.error": logging.WARNING}
 
 def redirect_logging(
     is_json:bool, # See `event_processors`
@@ -254,9 +286,31 @@ def redirect_logging(
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=prepare))
     for name, level in LOGGERS.items():
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = ([], True) if name == "uvicorn.error" else ([handler], False)
+        logger.handlers, logger.propagate = [] if name else [handler], True
         logger.setLevel(level)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
+# %% ../../nbs/serving/01_telemetry.ipynb #e437f8e6
+def warning_logged(
+    message:Warning|str, # As `warnings.showwarning` is called
+    category:type[Warning],
+    filename:str,
+    lineno:int,
+    file:Any=None,
+    line:str|None=None,
+)->None:
+    "Logs a warning of Python's, in one line."
+    logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
+
+def redirect_tracebacks()->None:
+    "Logs what nobody caught, in this and in other threads, and warnings."
+    uncaught = logging.getLogger("card_classifier.uncaught")
+    warnings.showwarning = warning_logged
+    threading.excepthook = lambda found: uncaught.error(
+        "a thread ended", exc_info=(found.exc_type, found.exc_value, found.exc_traceback))
+    sys.unraisablehook = lambda found: uncaught.error(
+        found.err_msg or "an exception was ignored", exc_info=(found.exc_type, found.exc_value, found.exc_traceback))
+    sys.excepthook = lambda kind, error, trace: uncaught.error("the process ends", exc_info=(kind, error, trace))
 
 def start_logs(
     settings:ServeSettings, # `logs`
@@ -264,6 +318,8 @@ def start_logs(
     "Sends all events to standard output, each as one line."
     is_json = settings.logs == "json" or (settings.logs == "auto" and not sys.stdout.isatty())
     redirect_logging(is_json)
+    if is_json:
+        redirect_tracebacks()
     structlog.configure(
         processors=event_processors(is_json),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
