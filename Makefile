@@ -25,6 +25,8 @@ PATH_SEPARATOR := $(if $(findstring ;,$(PATH)),;,:)
 export PATH := $(CURDIR)/$(BIN)$(PATH_SEPARATOR)$(PATH)
 export DVC_NO_ANALYTICS := 1
 export WANDB_SILENT := true
+# Without bytecode each process compiles the training stack anew, for longer than it takes to import it
+unexport PYTHONDONTWRITEBYTECODE
 
 # Executes notebooks in place and cleans them: $(call execute,nbs/a.ipynb nbs/b.ipynb)
 execute = for page in $(1); do jupyter nbconvert --to notebook --execute --inplace --log-level ERROR $$page && nbdev_clean --fname $$page || exit 1; done
@@ -35,7 +37,7 @@ help: ## List the commands
 $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.8"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
