@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['TYPE_WORDS', 'SettingsError', 'require', 'Limits', 'SearchRange', 'setting', 'check_setting', 'SettingsGroup',
            'DataSettings', 'AugmentSettings', 'ModelSettings', 'SceneSettings', 'TrainSettings', 'EvaluationSettings',
-           'TrackingSettings', 'ExportSettings', 'Settings', 'ServeSettings', 'SweepSettings', 'GateSettings',
-           'RegistrySettings', 'SettingRow', 'group_rows', 'setting_rows']
+           'TrackingSettings', 'ExportSettings', 'Settings', 'is_network', 'NetworkSettings', 'ServeSettings',
+           'SweepSettings', 'GateSettings', 'RegistrySettings', 'SettingRow', 'group_rows', 'setting_rows']
 
 # %% ../nbs/01_settings.ipynb #c7f470a4
 import dataclasses
+import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -313,12 +315,42 @@ class Settings(SettingsGroup):
         require(self.train.epochs > 0 or bool(self.model.start_from),
             f"train.epochs must be at least 1, got {self.train.epochs}; 0 only judges what model.start_from names")
 
-# %% ../nbs/01_settings.ipynb #926f0925
+# %% ../nbs/01_settings.ipynb #a31ede9b
+def is_network(
+    text:str,
+)->bool:
+    "Whether it is an address or a network, such as 10.0.0.0/8."
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
 @dataclass
-class ServeSettings(SettingsGroup):
-    "How the model is served, and what the service refuses."
+class NetworkSettings(SettingsGroup):
+    "Where the service is found, and what stands between it and its clients."
     host:str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network this machine is on")
     port:int = setting(8000, "Port to listen on; 0 takes a free one", minimum=0, maximum=65535, variable="PORT")
+    cors_origins:str = setting("",
+        "Web pages that may call the API, such as https://cards.example, separated by commas; *: all; empty: none")
+    root_path:str = setting("",
+        "Path under which a proxy offers the service, such as /cards; empty: the root, or what a trusted proxy names "
+        "in X-Forwarded-Prefix", variable="CARD_CLASSIFIER_ROOT_PATH")
+    trusted_proxies:str = setting("127.0.0.1, ::1",
+        "Addresses and networks of proxies whose X-Forwarded headers are believed, separated by commas; *: all; "
+        "empty: none", variable="CARD_CLASSIFIER_TRUSTED_PROXIES")
+
+    def check_rules(self)->None:
+        require(re.fullmatch(r"((/[\w.~-]+)+/?)?", self.root_path, re.ASCII) is not None,
+            f"root_path must be a path such as /cards, got {self.root_path!r}")
+        for name in filter(None, (one.strip() for one in self.trusted_proxies.split(","))):
+            require(name == "*" or is_network(name),
+                f"trusted_proxies must be addresses or networks such as 10.0.0.0/8, got {name!r}")
+
+# %% ../nbs/01_settings.ipynb #926f0925
+@dataclass
+class ServeSettings(NetworkSettings):
+    "How the model is served, and what the service refuses."
     workers:int = setting(0, "Worker processes; 0: as many as there are CPUs", minimum=0, variable="WEB_CONCURRENCY")
     threads:int = setting(1, "Threads of the network in each worker", minimum=1)
     engine:str = setting("openvino", "Inference engine", choices=("openvino", "onnxruntime"))
@@ -349,11 +381,11 @@ class ServeSettings(SettingsGroup):
     registry_seconds:float = setting(60.0,
         "How often git's remote is asked what was promoted, where a stage of the registry is served, in seconds; "
         "0: never", minimum=0)
-    cors_origins:str = setting("", "Web pages that may call the API, separated by commas; empty: none")
     logs:str = setting("auto",
         "How the log is written; auto: readable on a terminal, else JSON", choices=("auto", "readable", "json"))
 
     def check_rules(self)->None:
+        super().check_rules()
         require(self.has_api or self.has_demo, "a service needs the API or the demo")
 
 # %% ../nbs/01_settings.ipynb #6b7468e2

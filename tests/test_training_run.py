@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 from conftest import colour_picture
 from wandb_server import Run, WandbServer, wandb_server
 
 from card_classifier.configuration import checkout, load_settings
+from card_classifier.lifecycle.runs import FINISHED, STOPPED, TRAINING, hold_run, read_run, read_run_file
 
 COMMAND = str(Path(sys.executable).with_name("card-classifier"))
 TINY = [
@@ -39,20 +42,20 @@ def runs() -> set[Path]:
 
 
 def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen, Path]:
-    "Starts a run and waits until its folder is there."
-    before = runs()
+    "Starts a run and waits until its folder is there; other tests may start theirs at the same time."
+    mark = f"tracking.project=p{uuid.uuid4().hex[:8]}"
     process = subprocess.Popen(
-        [COMMAND, "train", *arguments],
+        [COMMAND, "train", *arguments, mark],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while not (new := runs() - before):
+    while not (new := [run for run in runs() if mark in read_run_file(run).get("overrides", ())]):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    return process, new.pop()
+    return process, new[0]
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -133,6 +136,9 @@ def test_a_run_keeps_its_record(uninterrupted):
         assert (uninterrupted / name).is_file(), name
     assert list((uninterrupted / "wandb").glob("offline-run-*")), "without a key, W&B writes to the run's folder"
     assert load_settings(uninterrupted).train.epochs == 4
+    valid = numbers(uninterrupted)["valid"]
+    info = read_run(uninterrupted)
+    assert (info.state, info.figure, info.value) == (FINISHED, "accuracy on valid", valid["accuracy"])
     bundle = json.loads((uninterrupted / "bundle" / "bundle.json").read_text(encoding="utf-8"))
     assert bundle["networks"]["classifier"]["training"]["settings"]["train.epochs"] == 4
     assert bundle["data"]["kind"] == "deck"
@@ -172,6 +178,27 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_behind():
     assert f"card-classifier train --resume {run.name}" in error
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+
+
+def test_a_run_begun_in_jupyter_is_held_by_its_kernel_until_it_ends():
+    "Executes the recipe as far as its first table, and its last cell's end."
+    notebook = nbformat.read(checkout() / "nbs" / "recipes" / "train.ipynb", 4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    begin = next(number for number, source in enumerate(cells) if "run = new_run(" in source)
+    names: dict = {}
+    for source in cells[:begin]:
+        if not source.startswith("#|"):
+            exec(source, names)
+    exec(cells[begin].partition("changed = ")[0], names)
+    run = names["run"]
+    try:
+        assert read_run(run).state == TRAINING
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            hold_run(run)
+        exec("if not run_folder:" + cells[-1].partition("if not run_folder:")[2].partition("Markdown(")[0], names)
+        assert read_run(run).state == STOPPED, "its last cell lets go of it"
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def test_an_offline_run_is_sent_whole(uninterrupted, wandb, tmp_path):

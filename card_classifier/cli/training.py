@@ -51,15 +51,13 @@ def resumed_settings(
 def only_trainer(
     run:Path, # Folder of the run
 )->Iterator[None]:
-    "Keeps other processes from training the same run. Raises `CommandError` if one does already."
-    from filelock import FileLock, Timeout
-    lock = FileLock(run/"run.lock")
+    "Keeps other processes from training the same run. Raises `RunError` if one does already."
+    from card_classifier.lifecycle.runs import hold_run
+    lock = hold_run(run)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CommandError(f"the run {run.name} is being trained by another process") from None
-    with lock:
         yield
+    finally:
+        lock.release()
 
 # %% ../../nbs/cli/04_training.ipynb #30437868
 def follow(

@@ -35,10 +35,10 @@ REASONS = {
 }
 
 class RefusedRequestError(Exception):
-    "A request that is not answered; carries the status and a sentence for people."
-    def __init__(self, status:int, sentence:str):
+    "A request that is not answered; carries the status, a sentence for people, and perhaps headers."
+    def __init__(self, status:int, sentence:str, headers:dict[str, str]|None=None):
         super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+        self.status, self.sentence, self.headers = status, sentence, headers or {}
 
 def refusal_response(
     refusal:RefusedRequestError,
@@ -53,7 +53,7 @@ def refusal_response(
         "request_id": request_id,
         "error": refusal.sentence,
     }
-    headers = {"Retry-After": "5"} if refusal.status == 503 else {}
+    headers = refusal.headers | ({"Retry-After": "5"} if refusal.status == 503 else {})
     return JSONResponse(content, refusal.status, headers, media_type="application/problem+json")
 
 # %% ../../nbs/demo/09_gateway.ipynb #cee6b891
@@ -387,8 +387,12 @@ async def respond(
         found = await asyncio.to_thread(page_file, gateway.folders[folder], name)
         if found:
             return file_response(found, "gzip" in request.headers.get("accept-encoding", ""))
-    if path in [known for _, known in gateway.routes]:
-        raise RefusedRequestError(405, "This address takes another method.")
+    taken = sorted(known for known, place in gateway.routes if place == path)
+    taken += ["HEAD", "OPTIONS"] if "GET" in taken else []
+    if taken and method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": ", ".join(taken)})
+    if taken:
+        raise RefusedRequestError(405, "This address takes another method.", {"Allow": ", ".join(taken)})
     raise RefusedRequestError(404, "There is nothing here.")
 
 # %% ../../nbs/demo/09_gateway.ipynb #8304c235

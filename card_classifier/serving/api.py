@@ -6,7 +6,7 @@
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAGE_TYPES', 'PREDICT_BODY', 'GetService', 'TopK',
            'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION',
            'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps', 'json_response', 'read_and_answer',
-           'add_predict', 'add_feedback', 'without_paths', 'add_model', 'add_operations', 'make_api']
+           'add_predict', 'add_feedback', 'without_paths', 'add_model', 'add_operations', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
@@ -31,6 +31,7 @@ from .bodies import read_files
 from card_classifier.serving.guard import (
     CLIENT_GONE, KEY_BEARER, KEY_HEADER, OUR_MISTAKE, Exchange, give_way, refuse,
 )
+from .origins import methods_of
 from .problems import Problem, json_bytes, problem_response
 from card_classifier.serving.service import (
     Outcome, Service, acknowledged, answer_request, keep_feedback, recording_trouble,
@@ -72,8 +73,11 @@ def add_problems(
     @api.exception_handler(HTTPException)
     async def refused_by_framework(request:Request, error:HTTPException)->Response:
         reason = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "malformed-request")
-        response = noted_problem(request, Problem(reason, f"{request.method} {request.url.path[:200]}: see /docs"))
-        response.headers.update(error.headers or {})
+        root, path = request.scope.get("root_path", ""), request.url.path
+        taken = methods_of(api, path.removeprefix(root)) if reason == "method-not-allowed" else []
+        takes = f"it takes {', '.join(taken)}; " if taken else ""
+        response = noted_problem(request, Problem(reason, f"{request.method} {path[:200]}: {takes}see {root}/docs"))
+        response.headers.update((error.headers or {}) | ({"allow": ", ".join(taken)} if taken else {}))
         return response
 
 # %% ../../nbs/serving/08_api.ipynb #62a38aae
@@ -93,7 +97,7 @@ def add_mishaps(
 COMMON_PROBLEMS = ("malformed-request", "unauthorized", "body-too-slow", "body-too-large")
 PREDICT_PROBLEMS = ("image-too-large", "too-many-files", "not-an-image", "broken-image", "empty-image", "missing-file",
                     "invalid-parameter", "busy", "not-ready")
-BINARY = {"type": "string", "format": "binary"}
+BINARY = {"type": "string", "format": "binary"} # Generators of clients know this form, and few the newer ones
 FORM_SCHEMA = {
     "type": "object", "required": ["files"], "properties": {"files": {"type": "array", "minItems": 1, "items": BINARY}}}
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -240,15 +244,28 @@ DESCRIPTION = """Which playing card is on a photo, with a probability that can b
     curl -F files=@one.jpg -F files=@two.jpg 'http://localhost:8000/v1/predict?top_k=3'
 """
 
+def add_description(
+    api:FastAPI,
+)->None:
+    "`GET /openapi.json`, which names the path under which it was asked for as the server."
+    api.router.routes[:] = [route for route in api.routes if getattr(route, "path", "") != api.openapi_url]
+
+    @api.get(api.openapi_url, include_in_schema=False)
+    async def openapi(request:Request)->Response:
+        root = request.scope.get("root_path", "")
+        return json_response({**api.openapi(), "servers": [{"url": root or "/", "description": "This service"}]})
+
 def make_api(
     service:GetService,
     **options:Any,      # For FastAPI, such as `lifespan`
 )->FastAPI:
     "The API with all its routes."
     api = FastAPIOffline(title="card_classifier", version=card_classifier.__version__, description=DESCRIPTION,
-                         redoc_url=None, favicon_url=None, **options)
+                         redoc_url=None, favicon_url=None, generate_unique_id_function=lambda route: route.name,
+                         **options)
     for add_routes in (add_predict, add_feedback, add_model, add_operations):
         add_routes(api, service)
+    add_description(api)
     add_problems(api)
     add_mishaps(api)
     return api

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READING_SECONDS', 'ALWAYS_THERE', 'SETTINGS_VARIABLE', 'DemoService', 'Worker', 'reload_on_sighup', 'running',
-           'DemoPage', 'Site', 'with_cors', 'make_app']
+           'DemoPage', 'with_relative_redirects', 'Site', 'Application', 'make_app']
 
 # %% ../../nbs/serving/09_site.ipynb #2e7ec4e1
 import asyncio
@@ -18,16 +18,19 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..bundle import BundleInfo
 from .api import make_api
 from .guard import API_PATHS, Guard
 from .model import reload_model
+from .origins import AllMethods, WithPermission
 from .problems import Problem, problem_response
+from .proxies import BehindProxies
 from .service import SentFile, Service, answer_request, keep_feedback, outcome_answer
 from .supervision import STOP
 from .telemetry import Metrics, keep_going, log, start_logs
@@ -164,12 +167,30 @@ class DemoPage:
                 self.app = await asyncio.to_thread(demo_app, DemoService(self.worker.service()))
         return self.app
 
+# %% ../../nbs/serving/09_site.ipynb #dabfbc8c
+def with_relative_redirects(
+    send:Send,
+)->Send:
+    "Leaves scheme and host out of redirects."
+    def shortened(name:bytes, value:bytes)->tuple[bytes, bytes]:
+        if name != b"location":
+            return name, value
+        target = urlsplit(value)._replace(scheme=b"", netloc=b"").geturl()
+        return name, b"/" + target.lstrip(b"/")
+
+    async def send_relative(message:Message)->None:
+        if message["type"] == "http.response.start" and 300 <= message["status"] < 400:
+            message = {**message, "headers": [shortened(*header) for header in message["headers"]]}
+        await send(message)
+    return send_relative
+
+# %% ../../nbs/serving/09_site.ipynb #9e907301
 ALWAYS_THERE = ("/health/", "/metrics") # For those who operate the service
 
 class Site:
     "Sends a request to the API or to the demo page."
     def __init__(self, api:FastAPI, demo:ASGIApp, settings:ServeSettings):
-        self.api, self.demo, self.settings = api, demo, settings
+        self.api, self.demo, self.settings = AllMethods(api), demo, settings
 
     def app_for(self, scope:Scope)->ASGIApp:
         "Who answers a request."
@@ -182,30 +203,29 @@ class Site:
         return self.api if settings.has_api else problem_response(demo_only, scope["state"]["exchange"].request_id)
 
     async def __call__(self, scope:Scope, receive:Receive, send:Send)->None:
-        await self.app_for(scope)(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.api(scope, receive, send)
+        root, path = scope.get("root_path", ""), scope["path"]
+        app = self.app_for(scope) if path else RedirectResponse(f"{root}/", 308)
+        below = scope | {"path": root + path, "raw_path": root.encode() + scope.get("raw_path", path.encode())}
+        await app(below, receive, with_relative_redirects(send))
 
 # %% ../../nbs/serving/09_site.ipynb #8a4754b5
 SETTINGS_VARIABLE = "CARD_CLASSIFIER_SERVE"
 
-def with_cors(
-    app:ASGIApp,
-    origins:str, # Web pages, separated by commas
-)->ASGIApp:
-    "Lets the scripts of other web pages read the answers."
-    allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
-    if not allowed:
-        return app
-    return CORSMiddleware(app, allow_origins=allowed, allow_methods=["GET", "POST"], allow_headers=["*"],
-                          expose_headers=["x-request-id"])
+class Application(BehindProxies):
+    "One worker's application, from outside to inside: proxies, permissions, guard, API and demo."
+    def __init__(self, site:Site, settings:ServeSettings, metrics:Metrics):
+        super().__init__(WithPermission(Guard(site, settings, metrics), settings.cors_origins), settings)
+        self.site, self.api, self.metrics = site, site.api.api, metrics
 
 def make_app(
     settings:ServeSettings|None=None, # None: what the server left for its workers in the environment
-)->Guard:
-    "One worker's application: guard, CORS, API and demo."
+)->Application:
+    "One worker's application."
     if settings is None:
         settings = ServeSettings(**json.loads(os.environ.get(SETTINGS_VARIABLE, "{}")))
         start_logs(settings)
     worker = Worker(settings)
     api = make_api(worker.service, lifespan=lambda _: running(worker))
-    site = Site(api, DemoPage(worker), settings)
-    return Guard(with_cors(site, settings.cors_origins), settings, worker.metrics)
+    return Application(Site(api, DemoPage(worker), settings), settings, worker.metrics)

@@ -86,6 +86,7 @@ class Classifier(Task):
     name = CLASSIFIER
     metric, metric_title = staticmethod(accuracy), "Accuracy on valid"
     objective = ("valid_varied", "accuracy")
+    judged_by = ("valid", "", "accuracy on valid")
     photographs = ("mistakes",)
     what_next = "card-classifier predict --bundle {run} PHOTO.jpg, or card-classifier evaluate {run}"
 

@@ -342,6 +342,7 @@ class Detector(Task):
     name = DETECTOR
     metric, metric_title = staticmethod(corner_error), "Corners off on valid, fraction of the diagonal"
     objective, is_larger_better = ("valid", "corner_error"), False
+    judged_by = ("valid", "recall", "cards found on valid")
     photographs = ("found",)
     what_next = "card-classifier export CLASSIFIER_RUN --detector {run}"
 

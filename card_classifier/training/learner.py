@@ -75,8 +75,9 @@ class Task:
     name = ""              # Of the network in a bundle, and in `model.task`
     metric:Callable        # Of answers and targets, in [0, 1]; its name and value stand in each epoch's row
     metric_title = ""      # What it measures, for a plot
-    objective = ("", "")   # The figure by which runs are compared: part and name in `metrics.json`
+    objective = ("", "")   # The figure by which sweeps compare runs: part and name in `metrics.json`
     is_larger_better = True # Of the objective
+    judged_by = ("", "", "") # The ratio that lists of runs show: part and name in `metrics.json`, and its title
     photographs = ()       # Which of `figures` hold photographs, better kept as JPEG
     what_next = ""         # What to type after a run, `{run}` being its name
 
