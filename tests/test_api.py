@@ -449,12 +449,12 @@ def test_retention_is_applied_while_the_service_runs(tiny_bundle, tmp_path):
         with contextlib.closing(sqlite3.connect(folder / "records.sqlite")) as database:
             for number in range(20):
                 database.execute(
-                    "insert into predictions select printf('%032x', ?), \"index\", time, model_version, sha256, n_bytes, "
-                    "file_format, width, height, statistics, card, probability, is_rejected, rejection_reason, top, "
+                    "insert into predictions select printf('%032x', ?), \"index\", time, model_version, sha256, "
+                    "n_bytes, file_format, width, height, statistics, card, probability, is_rejected, rejection_reason, top, "
                     "logits, milliseconds from predictions limit 1",
                     (number,),
                 )
-            database.execute("update predictions set time = '2020-01-01 00:00:00' where request_id = printf('%032x', 0)")
+            database.execute("update predictions set time = '2020-01-01 00:00:00' where request_id = ?", ("0" * 32,))
             database.commit()
     with serving(tmp_path, tiny_bundle, "--no-demo", "--record-days", "30", database="sqlite:///records.sqlite"):
         wait_for(lambda: counts() == [20, 0], 20)

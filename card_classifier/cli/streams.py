@@ -57,7 +57,7 @@ def spell_streams()->None:
     "Lets standard output and standard error take any text; one that is closed swallows it."
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None: # Closed by who started the process
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8")) # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         with contextlib.suppress(AttributeError, ValueError, OSError): # In Jupyter it is no file
             getattr(sys, name).reconfigure(errors=SPELLED)
 
