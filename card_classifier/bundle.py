@@ -312,6 +312,7 @@ def record_from(
         raise BundleError(f"{where} lacks or adds the keys {keys}: export the model again")
     return kind(**values)
 
+# %% ../nbs/03_bundle.ipynb #115c2d44
 def parse_bundle_json(
     text:str,    # Content of `bundle.json`
     where:Path,  # The file; named in messages

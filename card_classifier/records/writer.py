@@ -40,7 +40,6 @@ class WriterConnection:
         self.engine = engine
         self.connection:sa.Connection|None = None
         self.identity:tuple[int, int]|None = None
-        self.is_synced:bool|None = None # Unknown
 
     def open(self)->None:
         "Connects, and makes the tables if need be."

@@ -122,8 +122,6 @@ def json_response(
     return Response(json_bytes(content), status, media_type="application/json")
 
 # %% ../../nbs/serving/08_api.ipynb #cfea9638
-LOGGED_CARDS = 8 # Of more files the log has only the number
-
 async def read_and_answer(
     exchange:Exchange,
     request:Request,
@@ -147,6 +145,9 @@ async def read_and_answer(
     if is_waiting and service.records is not None:
         answer["recorded"] = await acknowledged(acknowledgements)
     return answer, outcomes
+
+# %% ../../nbs/serving/08_api.ipynb #7959efd5
+LOGGED_CARDS = 8 # Of more files the log has only the number
 
 def add_predict(
     api:FastAPI,

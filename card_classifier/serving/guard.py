@@ -179,6 +179,7 @@ async def receive_in_bounds(
         return await refuse(exchange, body_too_large(settings))
     return message
 
+# %% ../../nbs/serving/06_guard.ipynb #d8c40e16
 def give_way(
     exchange:Exchange,          # That is still arriving
     loop:asyncio.AbstractEventLoop,

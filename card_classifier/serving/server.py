@@ -262,9 +262,9 @@ def serve(
 )->None:
     "Serves until it is stopped. Raises before it listens: see `check_start`, and `ListenError` or `OSError`."
     n_workers, stopping, metrics = settings.workers or available_cpus(), threading.Event(), SupervisorMetrics()
+    start_logs(settings)
     trouble = check_start(settings)
     with worker_environment(settings, n_workers):
-        start_logs(settings)
         allow_open_files()
         with bind(settings.host, settings.port) as bound:
             metrics.publish()

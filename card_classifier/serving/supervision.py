@@ -6,7 +6,7 @@
 __all__ = ['STOP', 'STARTING', 'STOPPING', 'TICK_SECONDS', 'PATIENCE', 'HUNG_SECONDS', 'SPAWN', 'ENDING', 'HEARD',
            'HURRY_SECONDS', 'LONGEST_PAUSE', 'MOST_FAILURES', 'PREFIX', 'LOCK_FILE', 'MAKING_SECONDS', 'StopClock',
            'BeatingServer', 'run_worker', 'deaf_to_the_terminal', 'Worker', 'send', 'ask_to_stop', 'pass_on_reload',
-           'heard_signals', 'Supervisor', 'supervise', 'is_hurried', 'stop', 'lock_if_free', 'owned_folder',
+           'bury', 'heard_signals', 'Supervisor', 'supervise', 'is_hurried', 'stop', 'lock_if_free', 'owned_folder',
            'is_abandoned', 'remove_abandoned']
 
 # %% ../../nbs/serving/13_supervision.ipynb #68adc49b
@@ -144,6 +144,15 @@ def pass_on_reload(
         worker.is_to_reload = False
         send(worker, signal.SIGHUP)
 
+def bury(
+    worker:Worker,
+    workers:list[Worker], # From which it goes
+)->None:
+    "Makes sure that a process is gone, which takes a moment."
+    worker.process.kill()
+    worker.process.join(1)
+    workers.remove(worker)
+
 # %% ../../nbs/serving/13_supervision.ipynb #d589f167
 ENDING = {number for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGBREAK") if (number := getattr(signal, name, None))}
 HEARD = ENDING | {
@@ -176,8 +185,7 @@ class Supervisor:
         publish:Callable[[], None]=lambda: None, # Called when something was counted
     ):
         self.start, self.n_workers, self.grace_seconds = start, n_workers, grace_seconds
-        self.replaced, self.publish = replaced, publish
-        self.workers:list[Worker] = []
+        self.replaced, self.publish, self.workers = replaced, publish, []
         self.n_failed, self.next_start, self.has_served = 0, 0.0, False
 
     def fill_up(self)->None:
@@ -197,15 +205,12 @@ class Supervisor:
         self.fill_up()
 
     def remove(self, worker:Worker, trouble:str)->None:
-        "Buries a worker."
-        worker.process.kill()
-        worker.process.join(1) # After SIGKILL a moment
-        self.workers.remove(worker)
+        "A worker goes, and the next one comes at once or after a pause."
+        bury(worker, self.workers)
         self.n_failed = 0 if worker.has_served else self.n_failed + 1
         pause = min(LONGEST_PAUSE, .25 * 2 ** self.n_failed) if self.n_failed else 0
         self.next_start = time.monotonic() + pause
-        code = worker.process.exitcode
-        log.error(f"worker {trouble}", pid=worker.process.pid, exit_code=code, next_start_seconds=pause)
+        log.error(f"worker {trouble}", pid=worker.process.pid, exit_code=worker.process.exitcode, pause_seconds=pause)
         self.replaced.labels(trouble).inc()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             prometheus_client.multiprocess.mark_process_dead(worker.process.pid)
@@ -259,10 +264,8 @@ def stop(
             trouble = worker.look()
             if is_late or trouble == "hung":
                 log.error("worker killed", pid=worker.process.pid, why="too late" if is_late else "hung")
-                worker.process.kill()
             if is_late or trouble:
-                worker.process.join(1)
-                supervisor.workers.remove(worker)
+                bury(worker, supervisor.workers)
         wake.wait(TICK_SECONDS / 2)
 
 # %% ../../nbs/serving/13_supervision.ipynb #60581ffc
