@@ -16,7 +16,9 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-serve, parquet, train, dev = (requirements(f"{extra}_requirements") for extra in ("serve", "parquet", "train", "dev"))
+serve, heic, parquet, watch, train, dev = (
+    requirements(f"{extra}_requirements") for extra in ("serve", "heic", "parquet", "watch", "train", "dev")
+)
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -39,7 +41,10 @@ setup(
     package_data={"": ["*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"serve": serve, "parquet": parquet, "train": train, "dev": [*train, *serve, *parquet, *dev]},
+    extras_require={
+        "serve": serve, "heic": heic, "parquet": parquet, "watch": watch, "train": train,
+        "dev": [*train, *serve, *heic, *parquet, *watch, *dev],
+    },
     entry_points={
         "console_scripts": requirements("console_scripts"),
         "nbdev": ["card_classifier=card_classifier._modidx:d"],

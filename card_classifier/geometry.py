@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_RATIO_OF_OPPOSITE', 'MAX_RATIO_OF_SIDES', 'polygon_area', 'is_convex', 'is_card_shaped',
            'clip_polygon', 'intersection_area', 'intersection_over_union', 'intersection_over_minimum',
-           'counted_over_minimum', 'homography']
+           'counted_over_minimum', 'square_around', 'homography']
 
 # %% ../nbs/05_geometry.ipynb #baeb2270
 import numpy as np
@@ -108,6 +108,19 @@ def counted_over_minimum(
 
     in_first, in_second = is_inside(first), is_inside(second)
     return float((in_first & in_second).sum()/max(1, min(in_first.sum(), in_second.sum())))
+
+# %% ../nbs/05_geometry.ipynb #c81f0a02
+def square_around(
+    outline:np.ndarray, # Of a rectangle, clockwise from its own top left, shape (4, 2)
+    ratio:float,        # Side of the square, in longer sides of the rectangle
+)->np.ndarray:          # Its corners in the same order, shape (4, 2)
+    "A square with the same middle and the same way up."
+    up = (outline[0] + outline[1] - outline[2] - outline[3])/4
+    right = (outline[1] + outline[2] - outline[0] - outline[3])/4
+    high, wide = (max(1e-6, float(np.linalg.norm(way))) for way in (up, right))
+    up = up*(ratio*max(high, wide)/high)
+    right = np.array([-up[1], up[0]])
+    return outline.mean(axis=0) + np.array([up - right, up + right, right - up, -up - right])
 
 # %% ../nbs/05_geometry.ipynb #4ea77880
 def homography(

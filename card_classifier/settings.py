@@ -181,9 +181,10 @@ class ModelSettings(SettingsGroup):
     "Which network."
     prefix = "model."
     task:str = setting("classifier",
-        "classifier: which card an image shows; detector: where the cards of a photograph lie",
-        choices=("classifier", "detector"))
-    arch:str = setting("mobilenetv2_100", "Name of a timm backbone")
+        "classifier: which card an image shows; detector: where the cards of a photograph lie; index_detector: where "
+        "the indices of a hand are; index_reader: which card an index says",
+        choices=("classifier", "detector", "index_detector", "index_reader"))
+    arch:str = setting("mobilenetv2_100", "Name of a timm backbone, or of a network of ours")
     pretrained:bool = setting(True,
         "Start from weights in CARD_CLASSIFIER_WEIGHTS, else from timm's hub, else at random with a warning")
     start_from:str = setting("",
@@ -367,15 +368,17 @@ class ServeSettings(NetworkSettings):
     image_days:float = setting(30.0,
         "Days after which recorded images are removed; 0: they stay as long as their records", minimum=0)
     record_days:float = setting(0.0, "Days after which records are removed; 0: they stay", minimum=0)
+    drift_minutes:float = setting(10.0,
+        "How often the newest pictures are compared with the bundle's reference, for /metrics, in minutes; 0: never",
+        minimum=0)
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
     max_body:int = setting(20_000_000, "Largest request body in bytes", minimum=1)
-    max_pixels:int = setting(64_000_000, "Largest image in pixels", minimum=1)
+    max_pixels:int = setting(200_000_000, "Largest image in pixels, in whatever format", minimum=1)
     max_files:int = setting(32, "Most files in one request", minimum=1)
     max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are sent away", minimum=1)
-    body_seconds:float = setting(15.0, "Longest time that a request may take to arrive, in seconds", above=0)
-    grace_seconds:float = setting(10.0,
-        "Longest time to finish what was accepted when the service is stopped, in seconds", above=0)
+    body_seconds:float = setting(15.0, "Seconds for a request to arrive; one more for every 8 kB of it", above=0)
+    grace_seconds:float = setting(10.0, "Longest time to finish what was accepted when told to stop, in seconds", above=0)
     watch_seconds:float = setting(2.0,
         "How often the bundle's folder is looked at, in seconds; 0: only on SIGHUP", minimum=0)
     registry_seconds:float = setting(60.0,

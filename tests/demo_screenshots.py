@@ -36,17 +36,32 @@ def grey_picture() -> dict:
     return {"name": "floor.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 
+def camera_file(folder: Path, example: str = "three-cards", n_frames: int = 12) -> Path:
+    "A film for Chromium's camera, as MJPEG: a table with cards, moving a little to and fro."
+    picture = Image.open(EXAMPLES / f"{example}.webp").convert("RGB").resize((720, 540))
+    frames = []
+    for number in range(n_frames):
+        shift = abs(number - n_frames // 2) * 4
+        buffer = io.BytesIO()
+        picture.crop((20 + shift, 20, 660 + shift, 500)).save(buffer, "JPEG", quality=90)
+        frames.append(buffer.getvalue())
+    path = folder / "camera.mjpeg"
+    path.write_bytes(b"".join(frames))
+    return path
+
+
 def welcome(page: Page) -> None:
     "The page as it is before anything is asked."
 
 
-def example(number: int) -> Callable[[Page], None]:
-    "An example and its answer."
+def example(name: str, tapped: str = "") -> Callable[[Page], None]:
+    "An example and its answer, with one of its cards tapped."
 
     def steps(page: Page) -> None:
-        page.get_by_role("button", name=f"Example {number}").click()
+        page.locator(f"[data-example={name}]").click()
         page.wait_for_selector("#answer .recognised")
-        page.wait_for_function("document.querySelector('#photo img')?.naturalWidth")
+        if tapped:
+            page.locator(f"#photo .tag:has-text('{tapped}')").click()
 
     return steps
 
@@ -55,36 +70,73 @@ def chosen(photo: dict, expected: str) -> Callable[[Page], None]:
     "A photo that was chosen, and what is said about it."
 
     def steps(page: Page) -> None:
-        page.set_input_files("#photo input[type=file]", photo)
+        page.set_input_files("#photo .chooser", photo)
         page.wait_for_selector(f"#answer .{expected}")
 
     return steps
 
 
 def corrected(page: Page) -> None:
-    "An answer that was corrected."
-    example(1)(page)
-    page.select_option("#correction select", "joker")
-    page.click("#correction .send")
-    page.wait_for_selector("#thanks .thanks")
+    "One of several cards that was corrected."
+    example("six-cards", "K")(page)
+    panel = page.locator(".card-panel:visible")
+    panel.locator("select").select_option("joker")
+    panel.locator(".send").click()
+    panel.locator(".thanks").wait_for()
+
+
+def missing(page: Page) -> None:
+    "A card that is missing, shown on the photo."
+    example("three-cards")(page)
+    page.locator("[data-do=missing]").click()
+    place = page.locator("#photo .picture").bounding_box()
+    page.mouse.move(place["x"] + place["width"] * 0.7, place["y"] + place["height"] * 0.1)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * 0.9, place["y"] + place["height"] * 0.4)
+    page.mouse.up()
+
+
+def waiting(page: Page) -> None:
+    "A photo that is being looked at."
+    page.route("**/demo/answer", lambda route: None)
+    page.locator("[data-example=six-cards]").click()
+    page.wait_for_selector("#answer .awaited")
+
+
+def lost(page: Page) -> None:
+    "A photo whose answer did not come, because the connection was lost."
+    page.route("**/demo/answer", lambda route: route.abort())
+    page.locator("[data-example=six-cards]").click()
+    page.wait_for_selector("#answer .refused")
+
+
+def offline(page: Page) -> None:
+    "An answer, and then no connection."
+    example("three-cards")(page)
+    page.context.set_offline(True)
+    page.wait_for_selector("#photo .notice:not([hidden])")
+
+
+def scanner(page: Page) -> None:
+    "The camera, with outlines that follow the cards."
+    page.locator("[data-do=camera]").click()
+    page.wait_for_selector(".live .overlay .tag")
 
 
 def many_photos(page: Page) -> None:
-    "All examples at once."
-    page.get_by_role("tab", name="Many photos").click()
-    page.set_input_files("#photos input[type=file]", sorted(EXAMPLES.glob("*.webp")))
-    page.wait_for_selector(".gallery figure")
-
-
-def many_with_a_wrong_one(page: Page) -> None:
-    "Photos and a text, one of them said to be wrong."
+    "All examples at once, one that was no photo, and one without a card."
     page.get_by_role("tab", name="Many photos").click()
     photos = [{"name": path.name, "mimeType": "image/webp", "buffer": path.read_bytes()} for path in EXAMPLES.iterdir()]
-    photos = sorted(photos, key=lambda photo: photo["name"])[:3]
-    page.set_input_files("#photos input[type=file]", [*photos, TEXT, grey_picture()])
-    page.wait_for_selector(".gallery figure")
-    page.get_by_role("button", name="Photo 3 is wrong").click()
-    page.wait_for_selector("#many-correction .chosen")
+    photos = sorted(photos, key=lambda photo: photo["name"])
+    page.set_input_files("#photos .chooser", [*photos, TEXT, grey_picture()])
+    page.wait_for_selector(".many[data-state=answered]")
+
+
+def closer(page: Page) -> None:
+    "One of many photos, closer."
+    many_photos(page)
+    page.locator("[data-do=closer]").nth(3).click()
+    page.wait_for_selector(".closer .answer")
 
 
 def the_model(page: Page) -> None:
@@ -95,27 +147,32 @@ def the_model(page: Page) -> None:
 
 def notice(page: Page) -> None:
     "A file that is no picture, refused before it travels."
-    page.get_by_role("tab", name="Many photos").click()
     document = {"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF"}
-    page.set_input_files("#photos input[type=file]", document)
-    page.wait_for_selector("#notice:not([hidden])")
+    page.set_input_files("#photo .chooser", document)
+    page.wait_for_selector("#photo .notice:not([hidden])")
 
 
 DOCUMENTED = {
-    "demo-desktop": ("desktop", "light", example(3)),
-    "demo-phone": ("phone", "dark", example(3)),
+    "demo-desktop": ("desktop", "light", example("six-cards")),
+    "demo-phone": ("phone", "dark", example("three-cards", "Q")),
     "demo-many": ("desktop", "dark", many_photos),
 }
 STATES = {
     "welcome": welcome,
-    "one": example(1),
-    "several": example(3),
+    "one": example("queen-of-hearts"),
+    "several": example("six-cards"),
+    "tapped": example("six-cards", "K"),
     "corrected": corrected,
+    "missing": missing,
+    "waiting": waiting,
+    "lost": lost,
+    "offline": offline,
+    "scanner": scanner,
     "rejected": chosen(grey_picture(), "rejected"),
     "refused": chosen(TEXT, "refused"),
     "many-empty": lambda page: page.get_by_role("tab", name="Many photos").click(),
     "many": many_photos,
-    "many-wrong": many_with_a_wrong_one,
+    "closer": closer,
     "model": the_model,
     "notice": notice,
 }
@@ -148,11 +205,11 @@ def screenshot(browser: Browser, url: str, size: str, scheme: str, steps: Callab
     "A PNG of the page after some steps."
     scale = 2 if size == "phone" and not full else 1
     page = browser.new_page(
-        viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce", device_scale_factor=scale
+        viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce", device_scale_factor=scale,
+        permissions=["camera"],
     )
     page.goto(url)
-    page.wait_for_selector(".examples button")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(".one[data-is-ready]")
     page.mouse.move(0, 0)
     steps(page)
     page.wait_for_timeout(1500)
@@ -169,8 +226,10 @@ def save_small(shot: bytes, path: Path) -> None:
 
 def main(folder: Path | None) -> None:
     "Serves the released bundle and takes every picture."
-    with demo_server() as url, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    with demo_server() as url, sync_playwright() as driver, tempfile.TemporaryDirectory() as videos:
+        camera = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        camera.append(f"--use-file-for-fake-video-capture={camera_file(Path(videos))}")
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=[*FLAGS, *camera])
         if folder is None:
             for name, (size, scheme, steps) in DOCUMENTED.items():
                 save_small(screenshot(browser, url, size, scheme, steps, full=False), IMAGES / f"{name}.png")

@@ -1,12 +1,14 @@
 "A small real service for the demo's tests: the predictor of a bundle, in as many worker processes as uvicorn starts."
+import dataclasses
 import json
 import os
 import time
 from pathlib import Path
 
-from card_classifier.cards import CLASS_NAMES
+from card_classifier.demo.about import Keeping
 from card_classifier.demo.app import demo_app
 from card_classifier.demo.backend import PredictorBackend
+from card_classifier.demo.corrections import Correction
 from card_classifier.recognition.predictor import Predictor
 
 MAX_FILES, MAX_BODY = int(os.environ.get("DEMO_MAX_FILES", "4")), 2_000_000
@@ -17,7 +19,7 @@ class NotingBackend(PredictorBackend):
 
     def __init__(self, bundle: str | None, folder: Path):
         super().__init__(Predictor(bundle), MAX_FILES, MAX_BODY)
-        self.folder = folder
+        self.folder, self.keeping = folder, Keeping(os.environ.get("DEMO_RECORDS") != "none", record_days=90)
 
     def note(self, what: str, **details) -> None:
         "One line for each thing that happened; short enough to be written whole."
@@ -25,19 +27,25 @@ class NotingBackend(PredictorBackend):
             notes.write(json.dumps({"what": what, "worker": os.getpid(), "time": time.time(), **details}) + "\n")
 
     def answer(self, content: bytes, top_k: int = 5) -> dict:
-        "The predictor's answer, or a refusal; always a refusal while a file called `busy` is there."
+        "The predictor's answer, late while a file `slow` is there, a refusal while there is one called `busy`."
+        while (self.folder / "slow").exists():
+            time.sleep(0.05)
         answer = super().answer(content, top_k)
         self.note("answer", request_id=answer["request_id"], n_bytes=len(content))
         if (self.folder / "busy").exists():
             return answer | {"error": {"status": 503, "title": "Busy", "detail": "256 requests are waiting"}}
         return answer
 
-    def feedback(self, request_id: str, index: int, card: str) -> str | None:
+    def look(self, content: bytes) -> dict:
+        "What the camera sees: looked at, noted, and a refusal while the service is busy."
+        self.note("look", n_bytes=len(content))
+        return super().answer(content, 1)
+
+    def feedback(self, correction: Correction) -> str | None:
         "Notes what the card really was."
-        assert card in CLASS_NAMES
         if (self.folder / "busy").exists():
             return "The records are away just now."
-        self.note("feedback", request_id=request_id, index=index, card=card)
+        self.note("feedback", **dataclasses.asdict(correction))
         return None
 
 

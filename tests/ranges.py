@@ -23,7 +23,7 @@ TOOLS = ("pytest", "hypothesis", "httpx", "jsonschema", "psutil", "packaging")  
 TESTS = ("test_cards", "test_images", "test_bundle", "test_metrics", "test_calibration", "test_predictor",
          "test_shards", "test_export", "test_tasks", "test_training_run", "test_api")
 MODULES = {"": ("cli.main", "recognition.predictor", "evaluation.metrics"), "serve": ("serving.site", "records.writer"),
-           "train": ("training.tasks", "data.loaders", "lifecycle"), "parquet": ()}
+           "train": ("training.tasks", "data.loaders", "lifecycle"), "parquet": (), "heic": (), "watch": ("watching.stream",)}
 UV = str(Path(sys.executable).with_name("uv"))
 
 

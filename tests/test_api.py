@@ -447,13 +447,10 @@ def test_retention_is_applied_while_the_service_runs(tiny_bundle, tmp_path):
             run = subprocess.run([*clean, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
             assert (run.returncode, counts()) == (status, left), run.stderr
         with contextlib.closing(sqlite3.connect(folder / "records.sqlite")) as database:
+            database.execute("create temp table copy as select * from predictions")
             for number in range(20):
-                database.execute(
-                    "insert into predictions select printf('%032x', ?), \"index\", time, model_version, sha256, "
-                    "n_bytes, file_format, width, height, statistics, card, probability, is_rejected, rejection_reason, top, "
-                    "logits, milliseconds from predictions limit 1",
-                    (number,),
-                )
+                database.execute("update copy set request_id = printf('%032x', ?)", (number,))
+                database.execute("insert into predictions select * from copy")
             database.execute("update predictions set time = '2020-01-01 00:00:00' where request_id = ?", ("0" * 32,))
             database.commit()
     with serving(tmp_path, tiny_bundle, "--no-demo", "--record-days", "30", database="sqlite:///records.sqlite"):

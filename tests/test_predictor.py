@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from card_classifier.bundle import BundleError, CLASSIFIER_FILE, softmax, write_bundle
-from card_classifier.images import (
+from card_classifier.formats import (
     BrokenImageError,
     EmptyImageError,
     ImageError,
     ImageTooLargeError,
     NotAnImageError,
     UnreadableFileError,
-    prepare_image,
 )
+from card_classifier.images import prepare_image
 from card_classifier.cards import CARDS, Card
 from card_classifier.recognition.answer import Prediction
 from card_classifier.recognition.predictor import BATCH_SIZE, Predictor
@@ -153,7 +153,7 @@ BAD_IMAGES = [
     (b"%PDF-1.4", NotAnImageError),
     (encoded(colour_picture(1, (300, 300)), "JPEG")[:300], BrokenImageError),
     (encoded(colour_picture(1), "PNG")[:60], BrokenImageError),
-    (encoded(Image.new("1", (9000, 9000)), "PNG"), ImageTooLargeError),
+    (encoded(Image.new("1", (15_000, 15_000)), "PNG"), ImageTooLargeError),
     (np.zeros((4, 4, 7), np.uint8), ImageError),
     ("no/such/file.png", UnreadableFileError),
 ]

@@ -46,6 +46,7 @@ from card_classifier.records.schema import (
     RecordsAwayError,
     RecordsError,
     UnknownRequestError,
+    UtcTime,
     feedback,
     image_statistics,
     images,
@@ -158,7 +159,7 @@ def test_memory_for_images_is_bounded(url, monkeypatch):
 @given(st.integers(3, 300), st.integers(3, 300), st.integers(0, 255))
 def test_statistics_of_any_shape(height, width, level):
     flat = np.full((height, width, 3), level, np.uint8)
-    expected = {"brightness": level / 255, "contrast": 0, "saturation": 0, "sharpness": 0}
+    expected = {"brightness": level / 255, "contrast": 0, "saturation": 0, "sharpness": 0, "noise": 0}
     assert image_statistics(flat) == pytest.approx(expected, abs=1e-4)
 
 
@@ -170,6 +171,11 @@ def test_statistics_tell_what_changed():
     assert image_statistics(image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8))["saturation"] == 0
     smooth = (image[:-1].astype(int) + image[1:]) // 2
     assert image_statistics(smooth.astype(np.uint8))["sharpness"] < before["sharpness"]
+    calm = np.clip(np.random.default_rng(1).normal(128, 5, (224, 224, 3)), 0, 255).astype(np.uint8)
+    assert image_statistics(calm)["noise"] * 255 == pytest.approx(5, rel=0.15)
+    edges = calm.copy()
+    edges[::8] = 0
+    assert image_statistics(edges)["noise"] * 255 < 10
 
 
 @given(st.lists(st.floats(width=32), max_size=60))
@@ -282,11 +288,11 @@ def test_revisions_build_what_the_tables_say(url):
         migrate(connection)
 
 
-SECOND = """
+LATER = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 
 def upgrade():
     with op.batch_alter_table("predictions") as table:
@@ -298,38 +304,62 @@ def downgrade():
 """
 
 
-def test_a_second_revision_keeps_what_is_there(url, monkeypatch, tmp_path):
+def test_a_later_revision_keeps_what_is_there(url, monkeypatch, tmp_path):
     with Records(url) as records:
         old = make_record()
         assert records.add_and_wait(old).result(30)
         records.feedback(old.request_id, 0, "joker")
     later = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, later, ignore=shutil.ignore_patterns("__pycache__"))
-    (later / "v0002_camera.py").write_text(SECOND, encoding="utf-8")
+    (later / "v0003_camera.py").write_text(LATER, encoding="utf-8")
     with monkeypatch.context() as release:
         release.setattr(database, "MIGRATIONS", later)
         for module in (database, export_module):
-            release.setattr(module, "SCHEMA", "0002")
+            release.setattr(module, "SCHEMA", "0003")
         assert count_records(url).records == 1  # reading brings it up to date too
         with Records(url) as records:
             assert records.add_and_wait(make_record()).result(30)
         with opened(url) as connection, connection.begin():
-            assert schema_of(connection) == "0002"
+            assert schema_of(connection) == "0003"
             assert connection.exec_driver_sql("SELECT camera FROM predictions").scalars().all() == [
                 "unknown",
                 "unknown",
             ]
         stored = count_records(url)
         assert (stored.records, stored.feedback) == (2, 1)
-    with pytest.raises(NewerSchemaError, match=r"schema 0002, this release knows up to 0001: update card_classifier"):
+    with pytest.raises(NewerSchemaError, match=r"schema 0003, this release knows up to 0002: update card_classifier"):
         Records(url)
-    with pytest.raises(NewerSchemaError, match="0002"):
+    with pytest.raises(NewerSchemaError, match="0003"):
         count_records(url)
     with monkeypatch.context() as release:
         release.setattr(database, "MIGRATIONS", later)
         with make_engine(url).connect() as connection:
-            migrate(connection, "0001")
+            migrate(connection, "0002")
     assert (count_records(url).records, count_records(url).feedback) == (2, 1)
+
+
+def test_feedback_of_the_first_release_is_about_the_photo(url):
+    with Records(url) as records:
+        one = make_record()
+        assert records.add_and_wait(one).result(30)
+    with make_engine(url).connect() as connection:
+        migrate(connection, "0001")
+        with connection.begin():
+            old = sa.table("feedback", *(sa.column(name) for name in ("request_id", "index", "card", "time")))
+            values = {"request_id": one.request_id, "index": 0, "card": "joker", "time": one.time}
+            connection.execute(sa.insert(old).values(values | {"time": sa.bindparam("time", one.time, UtcTime)}))
+    with Records(url) as records:
+        records.feedback(one.request_id, 0, "two of hearts", number=1)
+        records.feedback(one.request_id, 0, "ace of spades", number=1)
+        records.feedback(one.request_id, 0, "king of clubs", number=7, corners=[[0, 0], [1, 0], [1, 1], [0, 1]])
+    found = {row["number"]: (row["card"], bool(row["corners"])) for row in rows(url, feedback)}
+    assert found == {-1: ("joker", False), 1: ("ace of spades", False), 7: ("king of clubs", True)}
+    assert count_records(url).feedback == 1, "photos with feedback are counted"
+    with make_engine(url).connect() as connection:
+        migrate(connection, "0001")
+        with connection.begin():
+            kept = sa.select(sa.column("card")).select_from(sa.table("feedback"))
+            assert connection.execute(kept).scalars().all() == ["joker"]
 
 
 STARTER = """

@@ -22,7 +22,7 @@ def photos(
     names:list[str], # Files, folders, and `-` for standard input
 )->Iterator[str]:    # Files, and `-`; a folder without pictures by its own name, which becomes an error in its row
     "The photos that are meant: folders give the pictures in them, sorted."
-    from card_classifier.images import IMAGE_SUFFIXES
+    from card_classifier.formats import IMAGE_SUFFIXES
     for name in names:
         folder = Path(name)
         if name == "-" or not folder.is_dir():

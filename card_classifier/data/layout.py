@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cards import CLASS_NAMES, Card, CardNameError
-from ..images import IMAGE_SUFFIXES
+from ..formats import IMAGE_SUFFIXES
 
 # %% ../../nbs/data/00_layout.ipynb #8af435ef
 SPLITS = ("train", "valid", "test")

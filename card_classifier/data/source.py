@@ -33,7 +33,7 @@ from card_classifier.data.layout import (
     scan_folder,
 )
 from ..files import write_file
-from ..images import IMAGE_SUFFIXES
+from ..formats import IMAGE_SUFFIXES
 
 # %% ../../nbs/data/01_source.ipynb #24fd9060
 @contextmanager

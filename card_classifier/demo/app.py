@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OTHERS', 'without_variables', 'demo_app']
 
-# %% ../../nbs/demo/10_app.ipynb #b283a542
+# %% ../../nbs/demo/10_app.ipynb #bd284eec
 import importlib
 import os
 import re
@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from .backend import Backend
 from .gateway import DemoGateway
 from .looks import style_sheet
-from .uploads import UploadFolder, default_upload_folder
 
-# %% ../../nbs/demo/10_app.ipynb #6500234f
+# %% ../../nbs/demo/10_app.ipynb #7abb2e57
 OTHERS = re.compile(r"(?i)(\w+_)?proxy|ssl_cert_\w+|sslkeylogfile|requests_ca_bundle|curl_ca_bundle|gradio_\w+|hf_\w+")
 
 @contextmanager
@@ -30,16 +29,11 @@ def without_variables()->Iterator[None]:
         os.environ.update(hidden)
 
 def demo_app(
-    backend:Backend,                # Who answers
-    uploads:UploadFolder|None=None, # Where photos wait; None: the folder that all workers share
-)->DemoGateway:                     # An ASGI app
+    backend:Backend, # Who answers
+)->DemoGateway:      # An ASGI app
     "The whole demo. Imports Gradio and takes seconds: call it in a thread."
-    uploads = uploads or UploadFolder(default_upload_folder())
     with without_variables():
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
         pages = importlib.import_module("card_classifier.demo.page")
-        page = pages.build_page(backend, uploads)
-        app = pages.page_app(page, style_sheet(), backend.max_body)
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
-    return DemoGateway(app, page, backend, uploads, pages.FRONTEND)
+        page = pages.build_page(backend)
+        return DemoGateway(pages.page_app(page, style_sheet()), page, backend, pages.FRONTEND)

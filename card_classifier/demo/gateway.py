@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'IMMUTABLE', 'MEDIA_TYPES', 'EVENT_BYTES', 'EVENT_KEYS', 'HERE', 'WHERE_IT_IS', 'CONTENT_SECURITY_POLICY',
-           'PAGE_HEADERS', 'TRANSPARENT_PIXEL', 'SHOWN_UPLOAD', 'RefusedRequestError', 'refusal_response', 'too_large',
-           'limit_body', 'page_file', 'file_response', 'check_files', 'is_of_page', 'checked_event', 'rewrite_page',
-           'call_app', 'PageRoutes', 'read_photos', 'UploadRoutes', 'DemoGateway', 'respond', 'serve_gateway']
+           'PAGE_HEADERS', 'LIVE_SHARE', 'THREADS', 'CORRECTION_BYTES', 'RefusedRequestError', 'refusal_response',
+           'too_large', 'limit_body', 'page_file', 'file_response', 'names_a_file', 'is_of_page', 'checked_event',
+           'rewrite_page', 'call_app', 'PageRoutes', 'client_of', 'read_photo', 'PhotoRoutes', 'DemoGateway', 'respond',
+           'serve_gateway']
 
-# %% ../../nbs/demo/09_gateway.ipynb #f953d39f
+# %% ../../nbs/demo/09_gateway.ipynb #0d063042
 import asyncio
 import functools
 import gzip
@@ -16,22 +17,22 @@ import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from .backend import EXAMPLES, Backend
+from .backend import EXAMPLES, Backend, answer_photo, store_correction
 from .looks import head_html
-from .uploads import UploadFolder, UploadGoneError, find_file
-from ..images import image_format
+from .shares import SHARE, Shares, ShareTakenError
+from .templates import TEXTS
 
-# %% ../../nbs/demo/09_gateway.ipynb #a7cc96ab
+# %% ../../nbs/demo/09_gateway.ipynb #dcc0257e
 REASONS = {
-    400: "malformed-request", 404: "not-found", 405: "method-not-allowed", 410: "upload-gone", 413: "body-too-large",
-    422: "invalid-parameter", 503: "busy",
+    400: "malformed-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large",
+    422: "invalid-parameter", 429: "busy", 503: "busy",
 }
 
 class RefusedRequestError(Exception):
@@ -53,15 +54,15 @@ def refusal_response(
         "request_id": request_id,
         "error": refusal.sentence,
     }
-    headers = refusal.headers | ({"Retry-After": "5"} if refusal.status == 503 else {})
+    headers = refusal.headers | ({"Retry-After": "1"} if refusal.status in (429, 503) else {})
     return JSONResponse(content, refusal.status, headers, media_type="application/problem+json")
 
-# %% ../../nbs/demo/09_gateway.ipynb #cee6b891
+# %% ../../nbs/demo/09_gateway.ipynb #cec5374c
 def too_large(
     limit:int, # Bytes
 )->RefusedRequestError:
     "The refusal of a body that is too long."
-    return RefusedRequestError(413, f"That is too large: up to {limit / 1e6:.1f} MB can be sent at once.")
+    return RefusedRequestError(413, TEXTS["gateway"]["too_large"].format(most=f"{limit / 1e6:.1f}"))
 
 def limit_body(
     receive:Callable, # Of an ASGI request
@@ -119,26 +120,21 @@ def file_response(
         content = gzip.decompress(content)
     return Response(content, media_type=media_type, headers=headers)
 
-# %% ../../nbs/demo/09_gateway.ipynb #280893b2
+# %% ../../nbs/demo/09_gateway.ipynb #e32511ed
 EVENT_BYTES = 200_000
 EVENT_KEYS = ("data", "event_data", "fn_index", "trigger_id")
 
-def check_files(
-    value:Any,            # Part of an event
-    uploads:UploadFolder, # What it may name
-)->None:
-    "Raises `UploadGoneError` if any file in it is no upload; takes its address away."
+def names_a_file(
+    value:Any, # Part of an event
+)->bool:
+    "Whether there is anything in it that Gradio would take for a file."
     if isinstance(value, list):
-        for part in value:
-            check_files(part, uploads)
-    elif isinstance(value, dict):
-        if "path" in value or "meta" in value:
-            find_file(uploads.folder, value.get("path"))
-            value.pop("url", None)
-        for part in value.values():
-            check_files(part, uploads)
+        return any(map(names_a_file, value))
+    if not isinstance(value, dict):
+        return False
+    return bool({"path", "meta", "url"} & set(value)) or names_a_file(list(value.values()))
 
-# %% ../../nbs/demo/09_gateway.ipynb #b643fdb8
+# %% ../../nbs/demo/09_gateway.ipynb #b36d6d62
 def is_of_page(
     event:dict, # With `EVENT_KEYS`
     page:Any,   # The gradio.Blocks it is for
@@ -153,23 +149,18 @@ def is_of_page(
     return True
 
 def checked_event(
-    body:bytes,           # As it came
-    page:Any,             # The gradio.Blocks it is for
-    uploads:UploadFolder, # What it may name
-)->bytes:                 # As it may go on
+    body:bytes, # As it came
+    page:Any,   # The gradio.Blocks it is for
+)->bytes:       # As it may go on
     "An event that this page could have sent. Raises `RefusedRequestError`."
     try:
         event = json.loads(body)
         event = {key: event.get(key) for key in EVENT_KEYS}
-        check_files([event["data"], event["event_data"]], uploads)
-        is_ours = is_of_page(event, page)
-    except UploadGoneError:
-        sentence = "That photo is gone: photos are kept for a few minutes only. Please choose it again."
-        raise RefusedRequestError(410, sentence) from None
+        is_ours = is_of_page(event, page) and not names_a_file([event["data"], event["event_data"]])
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         is_ours = False
     if not is_ours:
-        raise RefusedRequestError(422, "This page did not ask that. Please load it again.")
+        raise RefusedRequestError(422, TEXTS["gateway"]["not_ours"])
     return json.dumps(event).encode()
 
 # %% ../../nbs/demo/09_gateway.ipynb #c5da35eb
@@ -230,16 +221,15 @@ async def call_app(
     await app(scope | {"headers": headers}, receive, send)
     return messages[0]["status"], b"".join(message.get("body", b"") for message in messages[1:])
 
-# %% ../../nbs/demo/09_gateway.ipynb #f0592426
+# %% ../../nbs/demo/09_gateway.ipynb #618e08cf
 class PageRoutes:
     "What Gradio's app answers, each answer taken whole: the page, its colours, its events."
     def __init__(self,
-        app:Callable,         # The ASGI app that Gradio made
-        page:Any,             # The gradio.Blocks in it
-        backend:Backend,      # Whose bounds the page tells
-        uploads:UploadFolder, # What events may name
+        app:Callable,    # The ASGI app that Gradio made
+        page:Any,        # The gradio.Blocks in it
+        backend:Backend, # Whose bounds the page tells
     ):
-        self.app, self.page, self.backend, self.uploads = app, page, backend, uploads
+        self.app, self.page, self.backend = app, page, backend
 
     async def show(self, request:Request)->Response:
         "The page."
@@ -258,109 +248,93 @@ class PageRoutes:
     async def event(self, request:Request)->Response:
         "What happens on the page. Raises `RefusedRequestError`."
         body = await Request(request.scope, limit_body(request.receive, EVENT_BYTES)).body()
-        checked = await asyncio.to_thread(checked_event, body, self.page, self.uploads)
+        checked = await asyncio.to_thread(checked_event, body, self.page)
         status, content = await call_app(self.app, request.scope, checked)
         for part in self.page.blocks.values():
-            part.temp_files.clear() # Gradio's list of files, which would grow for ever; ours are swept
+            part.temp_files.clear() # Gradio's list of files, which would grow for ever
         if status != 200:
-            raise RefusedRequestError(422, "This page did not ask that. Please load it again.")
+            raise RefusedRequestError(422, TEXTS["gateway"]["not_ours"])
         return Response(content, media_type="application/json")
 
-# %% ../../nbs/demo/09_gateway.ipynb #7a9f9c21
-async def read_photos(
+# %% ../../nbs/demo/09_gateway.ipynb #1b59b5a7
+LIVE_SHARE = 2       # Pictures of one client's camera at the same time
+THREADS = 16         # That wait for answers; more than one client can hold
+CORRECTION_BYTES = 4000
+
+def client_of(
     request:Request,
-    max_files:int, # Most of them
-    max_body:int,  # Largest body in bytes
-)->list[bytes]:    # The content of each
-    "The files of a form. Raises `RefusedRequestError`."
+)->str:
+    "The address of whoever asks."
+    return request.client.host if request.client else "unknown"
+
+async def read_photo(
+    request:Request,
+    max_body:int, # Largest photo in bytes
+)->bytes:
+    "The body of a request. Raises `RefusedRequestError`."
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > max_body:
         raise too_large(max_body)
-    # With `app` Starlette turns its parser's exception into another one
-    scope = {name: value for name, value in request.scope.items() if name != "app"}
-    counted = Request(scope, limit_body(request.receive, max_body))
-    try:
-        async with counted.form(max_files=max_files, max_fields=4) as form:
-            files = [await file.read() for file in form.getlist("files") if not isinstance(file, str)]
-    except (MultiPartException, KeyError, UnicodeError, AssertionError) as error:
-        if "Too many files" in str(error):
-            sentence = f"That is too much at once: up to {max_files} photos go together."
-            raise RefusedRequestError(413, sentence) from None
-        raise RefusedRequestError(400, "That did not arrive whole. Please try again.") from None
-    if not files:
-        raise RefusedRequestError(422, "There was no photo in that.")
-    return files
+    content = await Request(request.scope, limit_body(request.receive, max_body)).body()
+    if not content:
+        raise RefusedRequestError(422, TEXTS["gateway"]["empty"])
+    return content
 
-# %% ../../nbs/demo/09_gateway.ipynb #4c66ba71
-TRANSPARENT_PIXEL = ( # A GIF
-    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00,"
-    b"\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-)
-
-class UploadRoutes:
-    "Takes photos and shows them again."
+# %% ../../nbs/demo/09_gateway.ipynb #c0ffee02
+class PhotoRoutes:
+    "Answers photos and pictures of the camera, and takes corrections."
     def __init__(self,
-        backend:Backend,      # Whose bounds apply
-        uploads:UploadFolder, # Where photos wait
+        backend:Backend, # Who answers
     ):
-        self.backend, self.uploads = backend, uploads
+        self.backend, self.shares, self.live_shares = backend, Shares(SHARE), Shares(LIVE_SHARE)
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="demo")
 
-    async def take(self, request:Request)->Response:
-        "Keeps what was sent until it is asked about. Raises `RefusedRequestError`."
-        files = await read_photos(request, self.backend.max_files, self.backend.max_body)
+    async def answer(self, request:Request)->Response:
+        "The answer to a photo. Raises `RefusedRequestError`."
+        return await self.answer_within(self.shares, request, is_live=False)
+
+    async def look(self, request:Request)->Response:
+        "The answer to a picture of the camera. Raises `RefusedRequestError`."
+        return await self.answer_within(self.live_shares, request, is_live=True)
+
+    async def answer_within(self, shares:Shares, request:Request, is_live:bool)->Response:
+        "An answer, if the client has room left in its share."
+        needs_picture = request.query_params.get("picture") == "1"
         try:
-            kept = [str(await asyncio.to_thread(self.uploads.add, content)) for content in files]
-        except OSError:
-            sentence = "Many people are sending photos just now. Please try again in a minute."
-            raise RefusedRequestError(503, sentence) from None
-        loop = asyncio.get_running_loop() # The last visitor's photos go too
-        loop.call_later(self.uploads.keep_seconds + 1, lambda: loop.run_in_executor(None, self.uploads.sweep))
-        return JSONResponse(kept)
+            with shares.enter(client_of(request)):
+                content = await read_photo(request, self.backend.max_body)
+                asked = answer_photo, self.backend, content, is_live, needs_picture
+                told = await asyncio.get_running_loop().run_in_executor(self.pool, *asked)
+        except ShareTakenError:
+            raise RefusedRequestError(429, TEXTS["gateway"]["busy"]) from None
+        return JSONResponse(told, headers={"Cache-Control": "no-store"})
 
-    def show(self, path:str)->Response:
-        "An upload that is really an image, as that and as nothing else; of other files nothing is shown."
-        try:
-            content = find_file(self.uploads.folder, path).read_bytes()
-        except OSError:
-            raise RefusedRequestError(404, "That photo is not here any more.") from None
-        kind = image_format(content)
-        if kind is None:
-            content, kind = TRANSPARENT_PIXEL, "GIF"
-        headers = {
-            "Cache-Control": "private, max-age=600",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-        }
-        return Response(content, media_type=f"image/{kind.lower()}", headers=headers)
+    async def correct(self, request:Request)->Response:
+        "What became of a correction."
+        body = await Request(request.scope, limit_body(request.receive, CORRECTION_BYTES)).body()
+        return JSONResponse(await asyncio.to_thread(store_correction, self.backend, body))
 
-# %% ../../nbs/demo/09_gateway.ipynb #ebfe87a6
-SHOWN_UPLOAD = "gradio_api/file=" # Then follows the path
-
+# %% ../../nbs/demo/09_gateway.ipynb #9f22c355
 class DemoGateway:
     "An ASGI app: the demo, and nothing of Gradio but what the demo needs."
     def __init__(self,
-        app:Callable,         # The ASGI app that Gradio made
-        page:Any,             # The gradio.Blocks in it
-        backend:Backend,      # Whose bounds apply
-        uploads:UploadFolder, # Where uploads wait
-        frontend:Path,        # The files of Gradio's page
+        app:Callable,    # The ASGI app that Gradio made
+        page:Any,        # The gradio.Blocks in it
+        backend:Backend, # Whose bounds apply
+        frontend:Path,   # The files of Gradio's page
     ):
-        self.page, self.uploads = page, UploadRoutes(backend, uploads)
+        self.page = page
         self.folders = {"assets": frontend / "assets", "static": frontend / "static", "examples": EXAMPLES}
-        pages = PageRoutes(app, page, backend, uploads)
+        pages, photos = PageRoutes(app, page, backend), PhotoRoutes(backend)
         self.routes = {
             ("GET", ""): pages.show,
             ("GET", "theme.css"): pages.theme,
-            ("GET", "gradio_api/upload_progress"): self.progress,
             ("GET", "gradio_api/app_id"): self.app_id,
-            ("POST", "gradio_api/upload"): self.uploads.take,
             ("POST", "gradio_api/run/predict"): pages.event,
+            ("POST", "demo/answer"): photos.answer,
+            ("POST", "demo/look"): photos.look,
+            ("POST", "demo/correction"): photos.correct,
         }
-
-    async def progress(self, request:Request)->Response:
-        "The end of every upload, which is all that the page wants to hear."
-        headers = {"Cache-Control": "no-store"}
-        return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream", headers=headers)
 
     async def app_id(self, request:Request)->Response:
         "Which page this is."
@@ -369,7 +343,7 @@ class DemoGateway:
     async def __call__(self, scope:dict, receive:Callable, send:Callable)->None:
         await serve_gateway(self, scope, receive, send)
 
-# %% ../../nbs/demo/09_gateway.ipynb #411a1e3e
+# %% ../../nbs/demo/09_gateway.ipynb #ee37ef68
 async def respond(
     gateway:DemoGateway,
     request:Request,
@@ -380,8 +354,6 @@ async def respond(
     method = "GET" if request.method == "HEAD" else request.method
     if (method, path) in gateway.routes:
         return await gateway.routes[method, path](request)
-    if method == "GET" and path.startswith(SHOWN_UPLOAD):
-        return await asyncio.to_thread(gateway.uploads.show, path.removeprefix(SHOWN_UPLOAD))
     folder, _, name = path.partition("/")
     if method == "GET" and name and folder in gateway.folders:
         found = await asyncio.to_thread(page_file, gateway.folders[folder], name)
@@ -392,8 +364,8 @@ async def respond(
     if taken and method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": ", ".join(taken)})
     if taken:
-        raise RefusedRequestError(405, "This address takes another method.", {"Allow": ", ".join(taken)})
-    raise RefusedRequestError(404, "There is nothing here.")
+        raise RefusedRequestError(405, TEXTS["gateway"]["method"], {"Allow": ", ".join(taken)})
+    raise RefusedRequestError(404, TEXTS["gateway"]["nothing"])
 
 # %% ../../nbs/demo/09_gateway.ipynb #8304c235
 async def serve_gateway(

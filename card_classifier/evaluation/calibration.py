@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..bundle import softmax
+from ..cards import CARDS
 from .metrics import check_confidence, check_logits
 
 # %% ../../nbs/evaluation/01_calibration.ipynb #b1e024e1
@@ -45,11 +46,12 @@ def lowest_temperature(
     return find_root(lambda temperature: most - float(softmax(logits, temperature).max(axis=1).mean()), *TEMPERATURES)
 
 def fit_temperature(
-    logits:np.ndarray,  # Logits of the validation split, shape (n, 53)
+    logits:np.ndarray,  # Logits of the validation split, shape (n, n_classes)
     targets:np.ndarray, # Right class indices, shape (n,)
+    n_classes:int=len(CARDS),
 )->float:               # Within `TEMPERATURES`; above 1 the network was too sure, below 1 not sure enough
     "The temperature with the smallest loss (Guo et al. 2017) that doesn't claim more than n images can show."
-    logits, targets = check_logits(logits, targets)
+    logits, targets = check_logits(logits, targets, n_classes)
     lowest = lowest_temperature(logits)
     return find_root(lambda temperature: loss_slope(logits, targets, temperature), lowest, TEMPERATURES[1])
 

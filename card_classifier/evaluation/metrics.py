@@ -186,21 +186,22 @@ def negative_log_likelihood(
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #545c1c72
 def check_logits(
-    logits:np.ndarray,  # Shape (n, 53), finite
-    targets:np.ndarray, # Right class indices, shape (n,), from 0 to 52
+    logits:np.ndarray,  # Shape (n, n_classes), finite
+    targets:np.ndarray, # Right class indices, shape (n,), from 0
+    n_classes:int=len(CARDS),
 )->tuple[np.ndarray, np.ndarray]: # Both as arrays, of float64 and int64
     "Raises `ValueError` for no images, shapes that disagree, targets out of range and logits that aren't finite."
     logits, targets = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     if not logits.size:
         raise ValueError("there are no predictions to evaluate")
-    if logits.ndim != 2 or logits.shape[1] != len(CARDS):
-        raise ValueError(f"logits have shape {logits.shape}: expected (n, {len(CARDS)}), one column a class")
+    if logits.ndim != 2 or logits.shape[1] != n_classes:
+        raise ValueError(f"logits have shape {logits.shape}: expected (n, {n_classes}), one column a class")
     if targets.shape != logits.shape[:1]:
         raise ValueError(f"targets have shape {targets.shape}, logits {logits.shape}: expected one target an image")
     if not np.issubdtype(targets.dtype, np.integer):
         raise ValueError(f"targets must be class indices, got {targets.dtype}")
-    if targets.min() < 0 or targets.max() >= len(CARDS):
-        raise ValueError(f"targets must be from 0 to {len(CARDS) - 1}, got {targets.min()} to {targets.max()}")
+    if targets.min() < 0 or targets.max() >= n_classes:
+        raise ValueError(f"targets must be from 0 to {n_classes - 1}, got {targets.min()} to {targets.max()}")
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
         raise ValueError(

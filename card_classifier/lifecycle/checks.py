@@ -212,7 +212,7 @@ def bundle_megabytes(
     info:BundleInfo, # Its description
 )->float:
     "How large the files of a bundle are."
-    names = [BUNDLE_FILE, *(network.file for network in info.networks.values())]
+    names = [BUNDLE_FILE, *info.files]
     return sum((Path(folder)/name).stat().st_size for name in names)/1e6
 
 def check_size(

@@ -45,7 +45,7 @@ def copy_files(
     to:Path,     # The copy's folder; what lies there is replaced as a whole
 )->None:
     "Copies the files of a bundle, and nothing else that may lie beside them."
-    names = [BUNDLE_FILE, *(network.file for network in read_bundle(bundle).networks.values())]
+    names = [BUNDLE_FILE, *read_bundle(bundle).files]
     with whole_folder(to, may_replace=True) as draft:
         for name in names:
             shutil.copyfile(Path(bundle)/name, draft/name)

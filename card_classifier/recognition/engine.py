@@ -45,7 +45,8 @@ def openvino_ports(
     return ports
 
 def open_openvino(
-    model:Path,    # The ONNX file
+    model:Path,    # Named in messages
+    content:bytes, # Of the ONNX file
     ports:Ports,   # What it must take and give
     n_threads:int, # Threads for one run
     precision:str, # One of `PRECISIONS`
@@ -55,7 +56,7 @@ def open_openvino(
     sys.modules.setdefault("openvino.tools.ovc", None)
     import openvino # Here, because reading predictions and their types must not cost the start of the engine
     core = openvino.Core()
-    read = core.read_model(model.read_bytes(), b"") # From memory: the file may be replaced while it is served
+    read = core.read_model(content, b"") # From memory: the file may be replaced while it is served
     check_ports(model, openvino_ports(read), ports)
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32" # bfloat16 would be emulated, slowly
@@ -76,7 +77,8 @@ def open_openvino(
 ELEMENT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"} # As ONNX Runtime calls them
 
 def open_onnxruntime(
-    model:Path,    # The ONNX file
+    model:Path,    # Named in messages
+    content:bytes, # Of the ONNX file
     ports:Ports,   # What it must take and give
     n_threads:int, # Threads for one run
 )->Network:
@@ -86,7 +88,7 @@ def open_onnxruntime(
     options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3 # Errors; its warnings are about graphs, which the user can't change
-    session = onnxruntime.InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     nodes = (*session.get_inputs(), *session.get_outputs())
     check_ports(model, [(node.name, ELEMENT_TYPES.get(node.type, node.type), list(node.shape[1:])) for node in nodes],
         ports)
@@ -103,6 +105,7 @@ def open_network(
     n_threads:int=1,       # Threads for one run, at least 1
     engine:str=ENGINES[0], # One of `ENGINES`
     precision:str="f32",   # One of `PRECISIONS`
+    content:bytes|None=None, # Its bytes, which were verified; None: as they are in the file
 )->Network:                # Ready to run
     "Loads a network. Raises `BundleError` if it is not one of ours, `EngineError` if it can't be run at all."
     if engine not in ENGINES:
@@ -112,9 +115,10 @@ def open_network(
         raise BundleError(f"{model} is to be computed in {precision!r}; this version knows {known}: "
             "update card_classifier, or export the model again")
     try:
+        content = model.read_bytes() if content is None else content
         if engine == "openvino":
-            return open_openvino(model, ports, n_threads, precision)
-        return open_onnxruntime(model, ports, n_threads)
+            return open_openvino(model, content, ports, n_threads, precision)
+        return open_onnxruntime(model, content, ports, n_threads)
     except ImportError as error:
         raise EngineError(f"the engine {engine} is not installed: pip install {engine}") from error
     except BundleError:

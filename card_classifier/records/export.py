@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_USABLE', 'EXPORT_COLUMNS', 'Rows', 'EXPORT_ROWS', 'EXPORT_BYTES', 'IMAGE_ROWS', 'Progress', 'EXPORT_WRITERS',
            'bring_up_to_date', 'opened', 'StoredRecords', 'number_of_rows', 'count_records', 'export_row',
-           'export_query', 'csv_value', 'csv_writer', 'parquet_schema', 'parquet_writer', 'in_chunks', 'copy_rows',
-           'check_export', 'export_records']
+           'first_feedback', 'export_query', 'csv_value', 'csv_writer', 'parquet_schema', 'parquet_writer', 'in_chunks',
+           'add_feedback', 'copy_rows', 'check_export', 'export_records']
 
 # %% ../../nbs/records/05_export.ipynb #33cc0d0f
 import csv
@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from ..files import whole_file
 from .database import make_engine, migrate, schema_of, sqlite_path, trouble_word
 from card_classifier.records.schema import (
-    SCHEMA, STATISTICS, RecordsError, UtcTime, feedback, images, predictions, unpack_logits,
+    SCHEMA, STATISTICS, WHOLE_PHOTO, RecordsError, UtcTime, feedback, images, predictions, unpack_logits,
 )
 
 # %% ../../nbs/records/05_export.ipynb #9cc0e5e1
@@ -69,7 +69,7 @@ class StoredRecords:
     last:datetime|None   # The newest, in UTC
 
 def number_of_rows(
-    table:sa.Table,
+    table:sa.FromClause,
 )->sa.ScalarSelect: # To be selected
     "How many rows a table has."
     return sa.select(sa.func.count()).select_from(table).scalar_subquery()
@@ -78,7 +78,8 @@ def count_records(
     url:str,        # See `database_url`
 )->StoredRecords:   # At this moment
     "What a database holds. Raises `RecordsError` if it can't be read."
-    counts = [number_of_rows(table) for table in (predictions, feedback, images)]
+    with_feedback = sa.select(feedback.c.request_id, feedback.c.index).distinct().subquery()
+    counts = [number_of_rows(table) for table in (predictions, with_feedback, images)]
     first, last = sa.func.min(predictions.c.time, type_=UtcTime), sa.func.max(predictions.c.time, type_=UtcTime)
     times = [sa.select(extreme).scalar_subquery() for extreme in (first, last)]
     query = sa.select(*counts, *times)
@@ -89,7 +90,7 @@ def count_records(
 EXPORT_COLUMNS = (
     "request_id", "index", "time", "model_version", "sha256", "n_bytes", "file_format", "width", "height", *STATISTICS,
     "card", "probability", "is_rejected", "rejection_reason", "top", "logits", "milliseconds",
-    "feedback", "feedback_time",
+    "feedback", "feedback_time", "cards", "feedback_cards",
 )
 
 def export_row(
@@ -97,17 +98,25 @@ def export_row(
 )->dict[str, Any]:     # By `EXPORT_COLUMNS`, and `image` if it was selected
     "A row as it is exported."
     statistics = {name: row["statistics"].get(name) for name in STATISTICS}
-    values = {**row, **statistics, "logits": unpack_logits(row["logits"]).tolist()}
+    values = {**row, **statistics, "logits": unpack_logits(row["logits"]).tolist(), "feedback_cards": []}
     return {name: values[name] for name in (*EXPORT_COLUMNS, "image") if name in values}
+
+def first_feedback(
+    column:sa.Column,     # Of the table of feedback
+    name:str="feedback",  # What to call it
+)->sa.Label:
+    "What was said of a photo's first card, of which its `card` speaks; else of the photo."
+    is_its = sa.and_(feedback.c.request_id == predictions.c.request_id, feedback.c.index == predictions.c.index)
+    said = sa.select(column).where(is_its, feedback.c.number.in_((WHOLE_PHOTO, 0))).order_by(feedback.c.number.desc())
+    return said.limit(1).correlate(predictions).scalar_subquery().label(name)
 
 def export_query(
     conditions:list[sa.ColumnElement[bool]], # Of which every one must hold
     with_images:bool,                        # Whether kept images are selected
 )->sa.Select:
     "Selects what is exported, oldest first."
-    columns = [*predictions.c, feedback.c.card.label("feedback"), feedback.c.time.label("feedback_time")]
-    query = sa.select(*columns, *([images.c.content.label("image")] if with_images else []))
-    query = query.select_from(predictions.outerjoin(feedback))
+    columns = [*predictions.c, first_feedback(feedback.c.card), first_feedback(feedback.c.time, "feedback_time")]
+    query = sa.select(*columns, *([images.c.content.label("image")] if with_images else [])).select_from(predictions)
     if with_images:
         query = query.outerjoin_from(predictions, images)
     return query.where(*conditions).order_by(predictions.c.time, predictions.c.request_id, predictions.c.index)
@@ -120,7 +129,7 @@ def csv_value(
 )->Any:        # A text, number or None
     "A value as CSV holds it."
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=datetime.isoformat)
     return value.isoformat() if isinstance(value, datetime) else value
 
 @contextmanager
@@ -145,6 +154,10 @@ def parquet_schema(
     number, text, moment = pyarrow.float64(), pyarrow.string(), pyarrow.timestamp("us", tz="UTC")
     types = dict.fromkeys(EXPORT_COLUMNS, text)
     types |= dict.fromkeys((*STATISTICS, "probability"), number) | dict.fromkeys(("time", "feedback_time"), moment)
+    corners = pyarrow.list_(pyarrow.list_(number))
+    said = {"number": pyarrow.int32(), "card": text, "corners": corners, "time": moment}
+    card = {"card": text, "probability": number, "corners": corners, "is_rejected": pyarrow.bool_()}
+    types |= {"feedback_cards": pyarrow.list_(pyarrow.struct(said)), "cards": pyarrow.list_(pyarrow.struct(card))}
     types |= dict.fromkeys(("index", "width", "height"), pyarrow.int32()) | {"n_bytes": pyarrow.int64()}
     types |= {"is_rejected": pyarrow.bool_(), "logits": pyarrow.list_(pyarrow.float32())}
     types |= {"top": pyarrow.list_(pyarrow.struct({"card": text, "probability": number}))}
@@ -188,6 +201,19 @@ def in_chunks(
             chunk, n_bytes = [], 0
     yield chunk
 
+def add_feedback(
+    connection:sa.Connection, # In a transaction
+    rows:list[dict],          # Of `export_row`
+)->None:
+    "Fills in `feedback_cards`: all that was said, by card."
+    by_key = {(row["request_id"], row["index"]): row["feedback_cards"] for row in rows}
+    names = ("number", "card", "corners", "time")
+    query = sa.select(feedback).where(feedback.c.request_id.in_(sorted({request for request, _ in by_key})))
+    for said in connection.execute(query.order_by(feedback.c.number)).mappings():
+        if (key := (said["request_id"], said["index"])) in by_key:
+            by_key[key].append({name: said[name] for name in names})
+
+# %% ../../nbs/records/05_export.ipynb #c0ffee04
 def copy_rows(
     connection:sa.Connection,                # In a transaction
     write:Callable[[Rows], None],            # Where the rows go
@@ -201,6 +227,7 @@ def copy_rows(
     n_rows = 0
     progress(0, total, "records")
     for chunk in in_chunks(streaming.execute(export_query(conditions, with_images)).mappings()):
+        add_feedback(connection, chunk)
         write(chunk)
         n_rows += len(chunk)
         progress(n_rows, total, "records")

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from card_classifier.records.schema import (
-    FILE_FORMAT_LETTERS, MODEL_VERSION_LETTERS, Record, UtcTime, feedback, images, predictions,
+    FILE_FORMAT_LETTERS, MODEL_VERSION_LETTERS, WHOLE_PHOTO, Record, UtcTime, feedback, images, json_type, predictions,
 )
 
 # %% ../../nbs/records/02_statements.ipynb #ea2342be
@@ -54,12 +54,13 @@ def statements(
 )->Statements:      # The same objects each time, so that SQLAlchemy finds them compiled
     "The insert statements."
     insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect]
-    new_values = sa.bindparam("new_card", type_=sa.String), sa.bindparam("new_time", type_=UtcTime)
+    types = {"number": sa.Integer, "corners": json_type, "card": sa.String, "time": UtcTime}
+    new_values = [sa.bindparam(f"new_{name}", type_=kind) for name, kind in types.items()]
     its_answer = sa.select(predictions.c.request_id, predictions.c.index, *new_values).where(
         predictions.c.request_id == sa.bindparam("of_request"), predictions.c.index == sa.bindparam("of_index"))
-    add = insert(feedback).from_select(["request_id", "index", "card", "time"], its_answer)
-    replace = {"card": add.excluded.card, "time": add.excluded.time}
-    add_or_replace = add.on_conflict_do_update(index_elements=["request_id", "index"], set_=replace)
+    add = insert(feedback).from_select(["request_id", "index", *types], its_answer)
+    replace = {name: add.excluded[name] for name in ("corners", "card", "time")}
+    add_or_replace = add.on_conflict_do_update(index_elements=["request_id", "index", "number"], set_=replace)
     return Statements(
         prediction=insert(predictions).on_conflict_do_nothing(),
         image=insert(images).on_conflict_do_nothing(),
@@ -120,12 +121,15 @@ class Feedback:
     search_seconds:float            # How long to look for the answer it is about
     future:Future                   # Done when it is committed
     searched_since:float|None=None  # When the answer was first looked for, on the clock of `time.monotonic`
+    number:int=WHOLE_PHOTO          # Which card of the answer; beyond them for one that the answer misses
+    corners:list|None=None          # Where a missing card lies, four pairs relative to the photo
 
 def feedback_values(
     given:Feedback,
 )->dict[str, Any]: # By parameter of the statement
     "The parameters of the feedback statement."
-    return {"new_card": given.card, "new_time": given.time, "of_request": given.request_id, "of_index": given.index}
+    return {"new_number": given.number, "new_corners": given.corners, "new_card": given.card, "new_time": given.time,
+        "of_request": given.request_id, "of_index": given.index}
 
 def write_feedback(
     connection:sa.Connection,  # Open, and not in a transaction

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'SLOW_SECONDS', 'NOT_RECORDED', 'FIRST_DELAY', 'LONGEST_DELAY', 'FIRST_TRY_SECONDS', 'SEARCH_SECONDS',
-           'REQUEST_ID', 'NO_REQUEST', 'SLOW', 'WriterConnection', 'WriterState', 'away_error', 'settle_searches',
-           'retry_delay', 'pause', 'write_jobs', 'RecordWriter', 'recover', 'RecordCounts', 'count_backlog',
-           'start_writer', 'check_feedback', 'give_feedback', 'Records', 'close_writer']
+           'REQUEST_ID', 'NO_REQUEST', 'MAX_NUMBER', 'SLOW', 'WriterConnection', 'WriterState', 'away_error',
+           'settle_searches', 'retry_delay', 'pause', 'write_jobs', 'RecordWriter', 'recover', 'RecordCounts',
+           'count_backlog', 'start_writer', 'check_feedback', 'give_feedback', 'Records', 'close_writer']
 
 # %% ../../nbs/records/04_writer.ipynb #bb43bf74
 import logging
@@ -27,7 +27,7 @@ from card_classifier.records.database import (
 from card_classifier.records.queue import (
     BATCH_RECORDS, Job, QueueReader, RecordQueue, give_up, resolve, settle_feedback, settle_jobs,
 )
-from .schema import NewerSchemaError, Record, RecordsAwayError, UnknownRequestError
+from .schema import WHOLE_PHOTO, NewerSchemaError, Record, RecordsAwayError, UnknownRequestError
 from .statements import Feedback, write_feedback, write_records
 
 # %% ../../nbs/records/04_writer.ipynb #8d059e8d
@@ -275,8 +275,9 @@ def start_writer(
 # %% ../../nbs/records/04_writer.ipynb #e140e4f9
 SEARCH_SECONDS = .5        # How long feedback looks for its answer, which another process may be about to write
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
-NO_REQUEST = ("a request id has 32 hexadecimal digits and an index counts from 0: "
-              "both are in the answer to the request")
+NO_REQUEST = ("a request id has 32 hexadecimal digits, an index and a card's number count from 0: "
+              "all of them are in the answer to the request")
+MAX_NUMBER = 1000          # Of a card in feedback; no photo has more
 SLOW = ("the database of records is slow: the feedback may or may not have been stored, "
         "sending it again does no harm")
 
@@ -284,27 +285,33 @@ def check_feedback(
     request_id:str, # Of the answer
     index:int,      # Which of its images
     card:str,       # What it shows: a class name, or `NO_CARD`
+    number:int=WHOLE_PHOTO, # Which card of the photo
 )->None:
     "Raises `UnknownRequestError` for what can't be an answer's key, and `ValueError` for what is no card."
     if card not in CLASS_NAMES and card != NO_CARD:
         raise ValueError(f"{card!r:.60} is no card: write it like {CLASS_NAMES[3]!r}, or {NO_CARD!r}")
     is_id = isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id)
-    if not is_id or not isinstance(index, int) or not 0 <= index < 2**31:
+    is_number = isinstance(number, int) and WHOLE_PHOTO <= number <= MAX_NUMBER
+    if not is_id or not is_number or not isinstance(index, int) or not 0 <= index < 2**31:
         raise UnknownRequestError(NO_REQUEST)
 
+# %% ../../nbs/records/04_writer.ipynb #c0ffee03
 def give_feedback(
     writer:RecordWriter,
     request_id:str,
     index:int,
     card:str,
     timeout:float, # Seconds to wait for the database
+    number:int=WHOLE_PHOTO, # Which card of the photo; beyond those of the answer for one that it misses
+    corners:list|None=None, # Where a missing card lies
 )->None:
     "Returns once it is committed. Raises `UnknownRequestError`, `RecordsAwayError` or `ValueError`."
-    check_feedback(request_id, index, card)
+    check_feedback(request_id, index, card, number)
     trouble = writer.state.present_trouble()
     if trouble not in (None, "slow"): # Slow may still be in time
         raise away_error(trouble)
-    given = Feedback(request_id, index, card, datetime.now(UTC), min(timeout / 2, SEARCH_SECONDS), Future())
+    search_seconds = min(timeout / 2, SEARCH_SECONDS)
+    given = Feedback(request_id, index, card, datetime.now(UTC), search_seconds, Future(), None, number, corners)
     if not writer.queue.put_feedback(given):
         raise away_error("crowded")
     try:
@@ -342,9 +349,10 @@ class Records:
             resolve(future, False)
         return future
 
-    def feedback(self, request_id:str, index:int, card:str, timeout:float=5.0)->None:
+    def feedback(self, request_id:str, index:int, card:str, timeout:float=5.0, number:int=WHOLE_PHOTO,
+                 corners:list|None=None)->None:
         "See `give_feedback`."
-        give_feedback(self.writer, request_id, index, card, timeout)
+        give_feedback(self.writer, request_id, index, card, timeout, number, corners)
 
     def counts(self)->RecordCounts:
         "How recording goes."

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Colour', 'N_STEPS', 'SUBPIXEL_BITS', 'blank', 'Picture', 'contact_sheet', 'hermite_weights', 'curve', 'Canvas', 'mix',
-           'load_font', 'text_mask', 'smooth_noise']
+           'font_file', 'load_font', 'text_mask', 'smooth_noise']
 
 # %% ../../nbs/render/00_canvas.ipynb #c6620c7d
 import base64
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import cv2
@@ -189,18 +190,32 @@ def stamp(self:Canvas,
     target[:] = target + (np.float32(colour) - target)*coverage + 0.5
 
 # %% ../../nbs/render/00_canvas.ipynb #e9422f50
+def font_file(
+    name:str, # A TrueType font of Matplotlib without its ending, or one of an installed font package
+)->Path:
+    "Where a typeface lies. Raises `FileNotFoundError` if there is none of that name."
+    import matplotlib # Here: it takes a while, and only who draws text needs it
+
+    file = Path(matplotlib.get_data_path())/"fonts"/"ttf"/f"{name}.ttf"
+    if file.is_file():
+        return file
+    for package in entry_points(group="fonts_ttf"):
+        found = package.load().get(name)
+        if found:
+            return Path(found)
+    raise FileNotFoundError(f"there is no typeface {name}: pip install 'card_classifier[train]'")
+
+# %% ../../nbs/render/00_canvas.ipynb #f0a7c3e1
 @lru_cache(maxsize=64)
 def load_font(
-    name:str, # A TrueType font of Matplotlib without its ending, or Aileron, which Pillow brings along
+    name:str, # As in `font_file`, or Aileron, which Pillow brings along
     size:int, # Pixels
 )->ImageFont.FreeTypeFont:
     "A font."
     layout = ImageFont.Layout.BASIC
     if name == "Aileron":
         return ImageFont.load_default(size).font_variant(layout_engine=layout)
-    import matplotlib # Here: it takes a while, and only who draws text needs it
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path())/"fonts"/"ttf"/f"{name}.ttf", size, layout_engine=layout)
+    return ImageFont.truetype(font_file(name), size, layout_engine=layout)
 
 @lru_cache(maxsize=1024)
 def text_mask(

@@ -21,7 +21,7 @@ from .canvas import Canvas, Colour, blank, curve, mix, smooth_noise, text_mask
 from card_classifier.render.figures import (
     COURTS, FIGURES, Fill, court_drawing, court_fills, double_ended, random_choice,
 )
-from .styles import CARD_HEIGHT, CARD_WIDTH, DeckStyle, SUITS, read_toml, suit_mask
+from .styles import CARD_HEIGHT, CARD_WIDTH, DeckStyle, LETTERS, SUITS, read_toml, suit_mask
 
 # %% ../../nbs/render/03_faces.ipynb #ff42255a
 WHITE = (255, 255, 255)
@@ -67,9 +67,10 @@ def suit_of(
 
 def rank_text(
     card:Card,
+    letters:str="english", # A name of `LETTERS`
 )->str:
-    "What is printed in the corner: A, 2 to 10, J, Q, K; JOKER for the joker."
-    return card.rank.symbol if card.suit else "JOKER"
+    "What is printed in the corner: A, 2 to 10, J, Q, K, or what another country prints; JOKER for the joker."
+    return LETTERS[letters].get(card.rank.symbol, card.rank.symbol) if card.suit else "JOKER"
 
 @patch
 def ace(self:CardCanvas,
@@ -100,7 +101,7 @@ def number(self:CardCanvas,
         self.pip(suit, x, y, 46)
     elif layout.number == "rank":
         pixels = round(50*self.scale)
-        mask = text_mask(rank_text(card), style.font, pixels, pixels, style.weight, style.condense)
+        mask = text_mask(rank_text(card, style.letters), style.font, pixels, pixels, style.weight, style.condense)
         self.stamp(mask, x, y, style.palette.ink(suit))
     elif layout.number == "pips":
         is_crowded = card.rank is Rank.TEN and layout.arrangement == "columns"
@@ -133,7 +134,8 @@ def index(self:CardCanvas,
     "Prints rank and suit into two or four corners."
     style, layout, suit = self.style, self.style.layout, suit_of(card)
     pixels = round(layout.height*self.scale)
-    rank = text_mask(rank_text(card), style.font, pixels, round(0.92*pixels), style.weight, style.condense)
+    text = rank_text(card, style.letters)
+    rank = text_mask(text, style.font, pixels, round(0.92*pixels), style.weight, style.condense)
     marks = index_marks(style, rank)
     middle = (marks[0][1] + marks[-1][1])/2
     shifts = (0, CARD_WIDTH - 2*middle) if layout.corners == 4 else (0,) # To the upper left and the upper right corner
@@ -219,7 +221,7 @@ def monogram(self:CardCanvas,
         self.pip(suit, x, y, 52)
         return
     height, widest = round(36*self.scale), round(44*self.scale)
-    mask = text_mask(rank_text(card), style.font, height, widest, style.weight, style.condense)
+    mask = text_mask(rank_text(card, style.letters), style.font, height, widest, style.weight, style.condense)
     self.stamp(mask, x, y - 2, style.palette.ink(suit))
     self.pip(suit, x, y + 30, 17)
     fills = court_fills(style, suit, lambda options: options[0])

@@ -29,7 +29,8 @@ def corner_marks(
         marks, drawn = CardCanvas(style, MEASURED_AT).joker_marks(), min(layout.height, 15)
     else:
         pixels = round(layout.height*MEASURED_AT)
-        rank = text_mask(rank_text(card), style.font, pixels, round(0.92*pixels), style.weight, style.condense)
+        text = rank_text(card, style.letters)
+        rank = text_mask(text, style.font, pixels, round(0.92*pixels), style.weight, style.condense)
         marks, drawn = index_marks(style, rank), layout.height*layout.suit
     sizes = [(drawn, drawn) if mask is None else np.array(mask.shape[::-1])/MEASURED_AT for mask, _, _ in marks]
     return [(x, y, *map(float, size)) for (_, x, y), size in zip(marks, sizes, strict=True)]

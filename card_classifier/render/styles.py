@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CARD_WIDTH', 'CARD_HEIGHT', 'DATA_FOLDER', 'SUITS', 'PROPORTIONS', 'SUIT_OUTLINES', 'CIRCLE', 'SUIT_SHAPES',
-           'PALETTES', 'LAYOUTS', 'STYLE_CHOICES', 'FONTS', 'DataFileError', 'read_text', 'read_toml', 'parse_colour',
-           'weighted_choices', 'to_entry', 'read_entries', 'SuitShape', 'suit_mask', 'Palette', 'Layout', 'DeckStyle',
-           'random_style']
+           'PALETTES', 'LAYOUTS', 'STYLE_CHOICES', 'FONTS', 'LETTERS', 'DataFileError', 'read_text', 'read_toml',
+           'parse_colour', 'weighted_choices', 'to_entry', 'read_entries', 'SuitShape', 'suit_mask', 'Palette',
+           'Layout', 'DeckStyle', 'random_style']
 
 # %% ../../nbs/render/01_styles.ipynb #1beb9713
 import math
@@ -232,6 +232,7 @@ LAYOUTS = read_entries("layouts.toml", Layout)
 # %% ../../nbs/render/01_styles.ipynb #a458d540
 STYLE_CHOICES = read_toml("styles.toml")
 FONTS = {family: tuple(names) for family, names in STYLE_CHOICES["fonts"].items()}
+LETTERS = read_toml("letters.toml") # Of the ranks, by where a deck comes from
 
 @dataclass(frozen=True)
 class DeckStyle:
@@ -256,6 +257,7 @@ class DeckStyle:
     scratches:float=0.0
     stains:float=0.0
     fade:float=0.0
+    letters:str="english"             # Of its ranks, a name of `LETTERS`
 
 # %% ../../nbs/render/01_styles.ipynb #11907aa2
 def random_style(

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAGE_TYPES', 'PREDICT_BODY', 'GetService', 'TopK',
-           'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION',
-           'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps', 'json_response', 'read_and_answer',
-           'add_predict', 'add_feedback', 'without_paths', 'add_model', 'add_operations', 'add_description', 'make_api']
+           'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures', 'Since', 'Until',
+           'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps',
+           'json_response', 'read_and_answer', 'add_predict', 'add_feedback', 'without_paths', 'add_model',
+           'told_drift', 'add_drift', 'take_drift_readings', 'add_operations', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import card_classifier
-from ..bundle import BundleInfo
+from ..bundle import BundleError, BundleInfo
+from ..records.schema import RecordsError
 from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may_answer
 from .bodies import read_files
 from card_classifier.serving.guard import (
@@ -36,6 +39,10 @@ from .problems import Problem, json_bytes, problem_response
 from card_classifier.serving.service import (
     Outcome, Service, acknowledged, answer_request, keep_feedback, recording_trouble,
 )
+from ..watching.drift import DriftReport
+from ..watching.reference import NoReferenceError
+from ..watching.watch import DriftBusyError
+from ..watching.window import MAX_PICTURES, WindowRequest
 
 # %% ../../nbs/serving/08_api.ipynb #eb0261cc
 def exchange_of(
@@ -181,9 +188,10 @@ def add_feedback(
     @api.post("/v1/feedback", summary="Say which card it really was", tags=["cards"], response_model=FeedbackAnswer,
               dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *reasons))
     def feedback(body:FeedbackRequest)->Response:
-        "Keeps the right card for an earlier answer; a second feedback for the same file replaces the first."
-        card = keep_feedback(service(), body.request_id, body.index, body.card)
-        return json_response({"request_id": body.request_id, "index": body.index, "card": card})
+        "Keeps the right card for an earlier answer; a second feedback for the same card replaces the first."
+        card = keep_feedback(service(), body.request_id, body.index, body.card, body.number, body.corners)
+        kept = {"request_id": body.request_id, "index": body.index, "card": card, "number": body.number}
+        return json_response(kept)
 
 # %% ../../nbs/serving/08_api.ipynb #18ed881f
 PATH_SETTINGS = ("data.source", "data.folder", "model.start_from")
@@ -206,6 +214,59 @@ def add_model(
     async def model()->Response:
         "What the bundle says about itself: its networks, its data, and measured figures with their intervals."
         return json_response(without_paths(dataclasses.asdict(service().model.info)))
+
+# %% ../../nbs/serving/08_api.ipynb #e12830aa
+DRIFT_PROBLEMS = ("no-records", "no-reference", "invalid-parameter", "busy", "records-away", "not-ready")
+
+def told_drift(
+    service:Service,
+    last:int=200,                # The newest so many pictures
+    since:datetime|None=None,    # Instead: all of a stretch of time
+    until:datetime|None=None,
+)->DriftReport:
+    "Drift as a service's records tell it. Raises `Problem`."
+    if service.drift is None:
+        raise Problem("no-records", "this service keeps no records to tell drift from")
+    try:
+        asked = WindowRequest(last, since, until)
+    except RecordsError as error:
+        raise Problem("invalid-parameter", str(error)) from None
+    try:
+        return service.drift.report(asked)
+    except NoReferenceError as error:
+        raise Problem("no-reference", str(error)) from None
+    except DriftBusyError as error:
+        raise Problem("busy", str(error), retry_after=2) from None
+    except RecordsError:
+        raise Problem("records-away", "the records can't be read: try again in a moment", retry_after=5) from None
+    except BundleError:
+        raise Problem("not-ready", "the bundle is being replaced: try again in a moment", retry_after=2) from None
+
+# %% ../../nbs/serving/08_api.ipynb #2617fe71
+LastPictures = Annotated[int, Query(ge=1, le=MAX_PICTURES, description="Look at so many pictures, the newest")]
+Since = Annotated[datetime|None, Query(description="Instead: what was answered at this time or later; UTC if no zone")]
+Until = Annotated[datetime|None, Query(description="Only what was answered before this time")]
+
+def add_drift(
+    api:FastAPI,
+    service:GetService,
+)->None:
+    "`GET /v1/drift`."
+    @api.get("/v1/drift", summary="Do pictures still look like those it was judged by?", tags=["model"],
+             response_model=DriftReport, dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *DRIFT_PROBLEMS))
+    def drift(last:LastPictures=200, since:Since=None, until:Until=None)->Response:
+        "Compares the newest pictures, or those of a stretch of time, with the bundle's reference."
+        return json_response(told_drift(service(), last, since, until))
+
+def take_drift_readings(
+    service:Service,
+)->str|None: # Why there are none, in a word
+    "Tells drift for the metrics."
+    try:
+        service.metrics.drift.read(told_drift(service))
+    except Problem as problem:
+        return problem.reason
+    return None
 
 # %% ../../nbs/serving/08_api.ipynb #fd2d3f34
 UNRECORDED = "answers go on and are not recorded at the moment ({}): see to the database of records"
@@ -264,7 +325,7 @@ def make_api(
     api = FastAPIOffline(title="card_classifier", version=card_classifier.__version__, description=DESCRIPTION,
                          redoc_url=None, favicon_url=None, generate_unique_id_function=lambda route: route.name,
                          **options)
-    for add_routes in (add_predict, add_feedback, add_model, add_operations):
+    for add_routes in (add_predict, add_feedback, add_model, add_drift, add_operations):
         add_routes(api, service)
     add_description(api)
     add_problems(api)

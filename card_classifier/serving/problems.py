@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from ..images import BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, NotAnImageError
+from ..formats import BrokenImageError, EmptyImageError, ImageError, ImageTooLargeError, NotAnImageError
 
 # %% ../../nbs/serving/00_problems.ipynb #b2a4db2b
 PROBLEMS = {
@@ -21,6 +21,7 @@ PROBLEMS = {
     "not-found": (404, "There is nothing here"),
     "unknown-request": (404, "No such answer is recorded"),
     "no-records": (404, "This service keeps no records"),
+    "no-reference": (404, "The bundle carries nothing to tell drift against"),
     "method-not-allowed": (405, "This address takes another method"),
     "body-too-slow": (408, "The request took too long to arrive"),
     "body-too-large": (413, "The request is too large"),

@@ -18,8 +18,9 @@ from ..cards import NO_CARD, Card, CardNameError
 from ..images import ImageError
 from ..recognition.answer import file_answer
 from ..recognition.predictor import BATCH_SIZE, Examined, examine
-from ..records.schema import TOP_CARDS, RecordsAwayError, UnknownRequestError, record_of
+from ..records.schema import TOP_CARDS, WHOLE_PHOTO, RecordsAwayError, UnknownRequestError, record_of
 from ..records.writer import Records
+from ..watching.watch import DriftWatch
 from .admission import Admission
 from .model import ServedModel
 from .problems import Problem, image_problem
@@ -40,6 +41,7 @@ class Service:
         is_recording = settings.database not in ("", "none")
         options = {"keep_images": settings.keep_images, "is_synced": settings.sync_records}
         self.records = Records(settings.database, **options) if is_recording else None
+        self.drift = DriftWatch(settings.database, lambda: self.model.predictor.folder) if is_recording else None
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
         waiting = self.metrics.requests.waiting
         self.admission = Admission(settings.max_waiting, settings.max_body, waiting)
@@ -166,8 +168,13 @@ def keep_feedback(
     request_id:str, # Of an earlier answer
     index:int,      # Of the file in that request
     card:str,       # What it really showed, in any spelling; or `no card`
+    number:int|None=None,                 # Of the card in the answer; None: of the photo
+    corners:list[list[float]]|None=None,  # Where a card lies that the answer misses
 )->str:             # As it was kept
     "Records the right card. Raises `Problem`."
+    if corners is not None and number is None:
+        raise Problem("invalid-parameter", "corners belong to one card: send its number, too")
+    place = WHOLE_PHOTO if number is None else number
     try:
         name = NO_CARD if card.strip().lower() == NO_CARD else Card.parse(card).class_name
     except CardNameError as error:
@@ -175,7 +182,7 @@ def keep_feedback(
     if service.records is None:
         raise Problem("no-records", "this service keeps no records, so there is nothing to add feedback to")
     try:
-        service.records.feedback(request_id, index, name)
+        service.records.feedback(request_id, index, name, number=place, corners=corners)
     except UnknownRequestError:
         raise Problem("unknown-request", f"no answer {request_id} with a file number {index} is recorded") from None
     except RecordsAwayError:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SECONDS', 'PROBABILITIES', 'STAGES', 'SUPERVISOR_VARIABLE', 'log', 'LOGGERS', 'FAULT_SECONDS', 'Instruments',
            'RequestMetrics', 'AnswerMetrics', 'supervisor_exposition', 'SupervisorMetrics', 'GrowingReading',
-           'WorkerMetrics', 'Metrics', 'json_line', 'as_text', 'harmless', 'harmless_value', 'harmless_fields',
-           'harmless_traceback', 'event_processors', 'redirect_logging', 'warning_logged', 'redirect_tracebacks',
-           'start_logs', 'keep_going']
+           'WorkerMetrics', 'DriftMetrics', 'Metrics', 'json_line', 'as_text', 'harmless', 'harmless_value',
+           'harmless_fields', 'harmless_traceback', 'event_processors', 'redirect_logging', 'warning_logged',
+           'redirect_tracebacks', 'start_logs', 'keep_going']
 
 # %% ../../nbs/serving/01_telemetry.ipynb #d3d724c4
 import asyncio
@@ -34,6 +34,7 @@ from ..files import whole_file
 from ..records.writer import Records
 from .problems import well_formed
 from ..settings import ServeSettings
+from ..watching.drift import DRIFT, DriftReport
 
 # %% ../../nbs/serving/01_telemetry.ipynb #5a4404e3
 prometheus_client.disable_created_metrics() # A second line for each counter that nobody here reads
@@ -181,6 +182,29 @@ class WorkerMetrics:
             for name, reading in self.of_records.items() if counts else ():
                 reading.set(getattr(counts, name))
 
+# %% ../../nbs/serving/01_telemetry.ipynb #05aa4a99
+class DriftMetrics:
+    "Readings of drift."
+    def __init__(self, instruments:Instruments):
+        def gauge(name:str, text:str, *labels:str)->prometheus_client.Gauge:
+            return instruments.gauge(name, text, "livemostrecent", *labels)
+        self.has_drifted = gauge("drift", "1 if the newest pictures have drifted from the bundle's reference")
+        self.pictures = gauge("drift_pictures", "Pictures that were compared")
+        self.checked = gauge("drift_checked_timestamp_seconds", "When they were compared, as Unix time")
+        self.moved = gauge("drift_moved", "1 if this statistic has moved", "statistic")
+        self.distance = gauge("drift_distance", "Distance from the reference, in the test's own measure", "statistic")
+        self.p_value = gauge("drift_p_value", "Probability of such a distance by chance", "statistic")
+
+    def read(self, report:DriftReport)->None:
+        "Takes the readings of a report."
+        self.has_drifted.set(report.verdict == DRIFT)
+        self.pictures.set(report.pictures)
+        self.checked.set(report.checked.timestamp())
+        for test in report.tests:
+            self.moved.labels(test.name).set(test.has_moved)
+            self.distance.labels(test.name).set(test.distance)
+            self.p_value.labels(test.name).set(test.p_value)
+
 # %% ../../nbs/serving/01_telemetry.ipynb #ca4080be
 class Metrics:
     "All that a worker counts."
@@ -188,7 +212,7 @@ class Metrics:
         self.registry = prometheus_client.CollectorRegistry()
         instruments = Instruments(self.registry)
         self.requests, self.answers = RequestMetrics(instruments), AnswerMetrics(instruments)
-        self.worker = WorkerMetrics(instruments)
+        self.worker, self.drift = WorkerMetrics(instruments), DriftMetrics(instruments)
 
     def exposition(self)->bytes: # Prometheus' text format
         "All metrics, of all workers; of models only the one in service."

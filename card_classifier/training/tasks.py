@@ -13,11 +13,13 @@ from ..settings import Settings
 from .checkpoints import ancestors_of, flat_settings, origin_of
 from .classifier import Classifier
 from .detector import Detector
+from .index_detector import IndexDetector
+from .index_reader import IndexReader
 from .learner import Task
 from .networks import Weights
 
 # %% ../../nbs/training/08_tasks.ipynb #aec6407e
-TASKS = {task.name: task for task in (Classifier, Detector)}
+TASKS = {task.name: task for task in (Classifier, Detector, IndexDetector, IndexReader)}
 
 def create_task(
     settings:Settings,  # Of the run; `model.task` decides
