@@ -108,7 +108,7 @@ SLOW ?= nbs
 slow-notebooks: setup ## The cells that `make test` leaves out because they take long
 	nbdev_test --path $(SLOW) --flags slow --n_workers 2 --timing --do_print
 
-EXTRAS ?= serve train parquet heic watch
+EXTRAS ?= serve train parquet heic watch video
 oldest: setup ## Test with the oldest versions that settings.ini allows, in an environment of their own
 	python tests/ranges.py oldest $(EXTRAS)
 

@@ -16,9 +16,8 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-serve, heic, parquet, watch, train, dev = (
-    requirements(f"{extra}_requirements") for extra in ("serve", "heic", "parquet", "watch", "train", "dev")
-)
+extras = ("serve", "heic", "parquet", "watch", "video", "train", "dev")
+serve, heic, parquet, watch, video, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -42,8 +41,13 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={
-        "serve": serve, "heic": heic, "parquet": parquet, "watch": watch, "train": train,
-        "dev": [*train, *serve, *heic, *parquet, *watch, *dev],
+        "serve": serve,
+        "heic": heic,
+        "parquet": parquet,
+        "watch": watch,
+        "video": video,
+        "train": train,
+        "dev": [*train, *serve, *heic, *parquet, *watch, *video, *dev],
     },
     entry_points={
         "console_scripts": requirements("console_scripts"),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EARLIER_NAMES', 'SETTINGS_FILE', 'METRICS_FILE', 'RUN_FILE', 'HISTORY_FILE', 'PROGRESS_FILE', 'RUN_LOCK',
            'is_checkout', 'find_checkout', 'checkout', 'check_name', 'check_override', 'check_names', 'setting_field',
-           'search_range', 'experiments', 'choice_groups', 'as_settings', 'composed_values', 'compose', 'combinations',
-           'save_settings', 'load_settings']
+           'search_range', 'experiments', 'choice_groups', 'as_settings', 'composed_values', 'readable_override',
+           'compose', 'combinations', 'save_settings', 'load_settings']
 
 # %% ../nbs/07_configuration.ipynb #4b1c07a4
 import dataclasses
@@ -162,6 +162,27 @@ def composed_values(
         problem = " ".join(str(error.__cause__ or error).split())
     raise SettingsError(f"experiment {experiment!r} can't be composed: {problem}")
 
+# %% ../nbs/07_configuration.ipynb #c7a1e002
+def readable_override(
+    override:str,         # As typed: `data.source=/x/archive (1).zip`
+    may_sweep:bool=False, # Whether `a,b` means two values and not one text
+)->str:                   # As Hydra reads it
+    "An override with its text in quotes where it needs them."
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+    name, _, value = override.partition("=")
+    if name not in {row.name for row in setting_rows()} or setting_field(name).type is not str:
+        return override
+    if value == "~" or value.startswith(("~/", "~\\")):
+        value = str(Path(value).expanduser())
+    try:
+        is_readable = may_sweep or not OverridesParser.create().parse_override(f"{name}={value}").is_sweep_override()
+        OverridesParser.create().parse_override(f"{name}={value}")
+    except HydraException:
+        is_readable = False
+    return f"{name}={value}" if is_readable else f"{name}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+
 # %% ../nbs/07_configuration.ipynb #b200df21
 def compose(
     experiment:str="quick",      # Name of a file under configs/experiment/, without .yaml
@@ -178,7 +199,8 @@ def compose(
     groups = choice_groups(configs)
     for override in overrides:
         check_override(override, groups)
-    return as_settings(composed_values(configs, experiment, overrides))
+    readable = [readable_override(one) for one in overrides]
+    return as_settings(composed_values(configs, experiment, readable))
 
 # %% ../nbs/07_configuration.ipynb #c69c00e1
 def combinations(
@@ -191,7 +213,7 @@ def combinations(
     from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
     ways = []
-    for typed in overrides:
+    for typed in (readable_override(one, may_sweep=True) for one in overrides):
         try:
             override = OverridesParser.create().parse_override(typed)
         except HydraException as error:

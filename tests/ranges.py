@@ -23,7 +23,8 @@ TOOLS = ("pytest", "hypothesis", "httpx", "jsonschema", "psutil", "packaging")  
 TESTS = ("test_cards", "test_images", "test_bundle", "test_metrics", "test_calibration", "test_predictor",
          "test_shards", "test_export", "test_tasks", "test_training_run", "test_api")
 MODULES = {"": ("cli.main", "recognition.predictor", "evaluation.metrics"), "serve": ("serving.site", "records.writer"),
-           "train": ("training.tasks", "data.loaders", "lifecycle"), "parquet": (), "heic": (), "watch": ("watching.stream",)}
+           "train": ("training.tasks", "data.loaders", "lifecycle"), "parquet": (), "heic": (),
+           "watch": ("watching.stream",), "video": ("cli.video",)}
 UV = str(Path(sys.executable).with_name("uv"))
 
 

@@ -288,7 +288,7 @@ def test_a_bad_file_among_good_ones_spoils_nothing(service):
 
 BAD = {
     "no body": (dict(content=b""), 422, "missing-file"),
-    "a form without files": (dict(data={"comment": "hello"}, files={"other": b"x"}), 422, "missing-file"),
+    "a form without files": (dict(files={"comment": (None, b"hello")}), 422, "missing-file"),
     "text": (dict(content=b"hello"), 415, "not-an-image"),
     "json": (dict(json={"image": "base64"}), 415, "not-an-image"),
     "an empty file": (dict(files={"files": ("a.png", b"")}), 422, "empty-image"),

@@ -1,6 +1,7 @@
 "The files of `deploy/`: schemas of Kubernetes and Compose, Prometheus' own checks, and only metrics that there are."
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -68,7 +69,9 @@ def queries() -> dict[str, str]:
     "Every query of the dashboard and of the alerts, by its title."
     board = json.loads((DEPLOY / "grafana" / "card-classifier.json").read_text())
     found = {
-        f"{panel['title']} {target['refId']}": target["expr"] for panel in board["panels"] for target in panel["targets"]
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in board["panels"]
+        for target in panel["targets"]
     }
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"]
     return found | {rule["alert"]: rule["expr"] for group in rules for rule in group["rules"]}
@@ -95,9 +98,8 @@ def test_queries_and_alerts_are_what_prometheus_takes(tmp_path):
     plain = {"$__rate_interval": "5m", "$__range": "3h", "$job": "card-classifier", "$instance": ".*"}
     rules = []
     for number, query in enumerate(queries().values()):
-        for variable, value in plain.items():
-            query = query.replace(variable, value)
-        rules.append({"record": f"dashboard:query_{number}", "expr": query})
+        expression = functools.reduce(lambda text, pair: text.replace(*pair), plain.items(), query)
+        rules.append({"record": f"dashboard:query_{number}", "expr": expression})
     (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     for command in (
         ["check", "rules", tmp_path / "queries.yaml"],

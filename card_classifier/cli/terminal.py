@@ -64,8 +64,9 @@ def is_expected(
     "Whether an exception is an answer to the person at the terminal rather than a bug."
     return error_text(error) is not None
 
-# %% ../../nbs/cli/00_terminal.ipynb #93fad54d
-OTHER_NAMES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "git": "dvc", "multipart": "python-multipart"}
+# %% ../../nbs/cli/00_terminal.ipynb #24dea208
+OTHER_NAMES = { # Modules that are called otherwise than what brings them
+    "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "git": "dvc", "multipart": "python-multipart"}
 
 def extra_of(
     module:str, # That can't be imported, such as `fastapi.responses`

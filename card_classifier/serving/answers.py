@@ -72,6 +72,8 @@ class PredictAnswer(BaseModel):
     timings:dict[str, float] = Field(
         description="Milliseconds by stage, of the whole request",
         examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "detect": 0.1, "classify": 4.1, "total": 5.3}])
+    ignored:list[str] = Field(
+        default_factory=list, description="Fields of the form that have no effect", examples=[["comment"]])
     predictions:list[FileAnswer] = Field(description="One for each file, in the order of the files")
 
 # %% ../../nbs/serving/07_answers.ipynb #9fb32384

@@ -7,7 +7,8 @@ __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAG
            'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures', 'Since', 'Until',
            'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps',
            'json_response', 'read_and_answer', 'add_predict', 'add_feedback', 'without_paths', 'add_model',
-           'told_drift', 'add_drift', 'take_drift_readings', 'add_operations', 'add_description', 'make_api']
+           'told_drift', 'add_drift', 'take_drift_readings', 'add_operations', 'only_known', 'add_description',
+           'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
@@ -19,7 +20,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import prometheus_client
-from fastapi import FastAPI, Query, Request, Security
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
@@ -34,6 +35,7 @@ from .bodies import read_files
 from card_classifier.serving.guard import (
     CLIENT_GONE, KEY_BEARER, KEY_HEADER, OUR_MISTAKE, Exchange, give_way, refuse,
 )
+from .inputs import check_parameters
 from .origins import methods_of
 from .problems import Problem, json_bytes, problem_response
 from card_classifier.serving.service import (
@@ -175,7 +177,7 @@ def add_predict(
             return problem_response(outcomes[0], exchange.request_id)
         cards = [one["card"] for one in answer["predictions"]]
         exchange.details = {"cards": cards} if len(cards) <= LOGGED_CARDS else {"n_files": len(cards)}
-        return json_response(answer)
+        return json_response(answer | {"ignored": request.state.ignored})
 
 # %% ../../nbs/serving/08_api.ipynb #a3cfd628
 def add_feedback(
@@ -306,6 +308,14 @@ DESCRIPTION = """Which playing card is on a photo, with a probability that can b
     curl -F files=@one.jpg -F files=@two.jpg 'http://localhost:8000/v1/predict?top_k=3'
 """
 
+async def only_known(
+    request:Request,
+)->None:
+    "Raises `Problem` for a parameter of the address that has no effect."
+    if request.url.path.startswith(request.scope.get("root_path", "") + "/v1/"):
+        known = [one.alias for one in request.scope["route"].dependant.query_params]
+        check_parameters([name for name, _ in request.query_params.multi_items()], known)
+
 def add_description(
     api:FastAPI,
 )->None:
@@ -324,6 +334,7 @@ def make_api(
     "The API with all its routes."
     api = FastAPIOffline(title="card_classifier", version=card_classifier.__version__, description=DESCRIPTION,
                          redoc_url=None, favicon_url=None, generate_unique_id_function=lambda route: route.name,
+                         dependencies=[Depends(only_known)],
                          **options)
     for add_routes in (add_predict, add_feedback, add_model, add_drift, add_operations):
         add_routes(api, service)

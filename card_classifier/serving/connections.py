@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .problems import Problem, problem_response
 from .telemetry import log
+from .upgrades import PlainProtocol
 
 # %% ../../nbs/serving/10_connections.ipynb #43f911d7
 MAX_TARGET = MAX_HEADER = 8192
@@ -103,7 +104,7 @@ def is_answering(
 HEADER_SECONDS = 10
 TOO_SLOW = f"the headers did not arrive within {HEADER_SECONDS} seconds"
 
-class TimedProtocol(HttpToolsProtocol):
+class TimedProtocol(PlainProtocol):
     "A connection whose headers come to an end, or whose client is sent away."
     is_given_up = False
 

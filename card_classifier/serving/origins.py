@@ -78,8 +78,12 @@ def without_body(
 
 class AllMethods:
     "Answers `HEAD` and `OPTIONS` for an API."
-    def __init__(self, api:FastAPI):
-        self.api = api
+    def __init__(
+        self,
+        api:FastAPI,
+        app:ASGIApp|None=None, # The API in what else stands before it
+    ):
+        self.api, self.app = api, app or api
 
     async def __call__(self, scope:Scope, receive:Receive, send:Send)->None:
         method, path = scope.get("method"), scope.get("path", "").removeprefix(scope.get("root_path", ""))
@@ -88,4 +92,4 @@ class AllMethods:
             return await Response(status_code=204, headers={"allow": ", ".join(taken)})(scope, receive, send)
         if method == "HEAD":
             scope, send = scope | {"method": "GET"}, without_body(send)
-        await self.api(scope, receive, send)
+        await self.app(scope, receive, send)

@@ -32,6 +32,7 @@ from ..images import ImageError
 from ..recognition.answer import file_answer
 from .api import make_api, take_drift_readings
 from .guard import API_PATHS, Guard
+from .inputs import Unpacking
 from .model import reload_model
 from .origins import AllMethods, WithPermission
 from .problems import Problem, image_problem, problem_response
@@ -231,7 +232,8 @@ ALWAYS_THERE = ("/health/", "/metrics") # For those who operate the service
 class Site:
     "Sends a request to the API or to the demo page."
     def __init__(self, api:FastAPI, demo:ASGIApp, settings:ServeSettings):
-        self.api, self.demo, self.settings = AllMethods(api), demo, settings
+        self.api = AllMethods(api, Unpacking(api, settings.max_body))
+        self.demo, self.settings = demo, settings
 
     def app_for(self, scope:Scope)->ASGIApp:
         "Who answers a request."
