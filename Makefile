@@ -167,11 +167,11 @@ training-report: setup ## What this checkout's newest run changes beside the one
 benchmark: setup ## Measure times on this machine: nbs/studies/benchmark.ipynb and training_speed.ipynb, in place
 	$(call execute,nbs/studies/benchmark.ipynb nbs/studies/training_speed.ipynb)
 
-quality: setup ## Measure the released bundle: the public splits, photographs, robustness (in place; needs the real data)
+quality: setup ## Measure the released bundle: the public splits, photographs, robustness, drift (in place; needs the real data)
 	card-classifier data prepare
 	card-classifier evaluate --split valid --keep
 	card-classifier evaluate --split test --keep
-	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/model_card.ipynb)
+	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
 
 studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
 	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)

@@ -378,7 +378,7 @@ class ServeSettings(NetworkSettings):
     max_files:int = setting(32, "Most files in one request", minimum=1)
     max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are sent away", minimum=1)
     body_seconds:float = setting(15.0, "Seconds for a request to arrive; one more for every 8 kB of it", above=0)
-    grace_seconds:float = setting(10.0, "Longest time to finish what was accepted when told to stop, in seconds", above=0)
+    grace_seconds:float = setting(10.0, "Longest time to finish what was accepted at the end, in seconds", above=0)
     watch_seconds:float = setting(2.0,
         "How often the bundle's folder is looked at, in seconds; 0: only on SIGHUP", minimum=0)
     registry_seconds:float = setting(60.0,

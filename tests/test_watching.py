@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 import sqlite3
+import subprocess
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from test_api import numbers, serving, wait_for
 from test_records import new_database, postgres  # noqa: F401 (a fixture)
@@ -275,3 +278,34 @@ def test_the_recipe_leaves_a_page_and_an_exit_code(tmp_path, reference):
     assert {file.name for file in folder.iterdir()} == {"drift.html", "drift.ipynb", "report.json"}
     assert json.loads((folder / "report.json").read_text())["verdict"] == "drift"
     assert "Most deviating pictures" in (folder / "drift.html").read_text()
+
+
+DRIFT_FILES = Path(__file__).resolve().parent.parent / "deploy" / "drift"
+
+
+@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service", "cloud-run-job.yaml"])
+def test_scheduled_commands_are_ones_that_there_are(name):
+    text = (DRIFT_FILES / name).read_text()
+    if name.endswith(".yaml"):
+        (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["template"]["spec"]["containers"]
+        commands = [[*container["command"], *container["args"]]]
+    else:
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        commands = [found[0].split() for line in lines for found in re.finditer(r"card-classifier drift [^>;]*", line)]
+    assert commands
+    for _, *arguments in commands:
+        known = CliRunner().invoke(app, [*arguments, "--help"])
+        assert known.exit_code == 0, known.output
+    assert "CARD_CLASSIFIER_DATABASE" in text
+
+
+def test_schedules_are_what_their_schedulers_take():
+    schedule = json.loads((DRIFT_FILES / "scheduler.json").read_text())
+    job = yaml.safe_load((DRIFT_FILES / "cloud-run-job.yaml").read_text())["metadata"]["name"]
+    assert schedule["httpTarget"]["uri"].endswith(f"/jobs/{job}:run")
+    cron = next(line for line in (DRIFT_FILES / "crontab").read_text().splitlines() if line[0].isdigit())
+    assert cron.split()[:5] == schedule["schedule"].split()
+    if shutil.which("systemd-analyze"):
+        units = [str(DRIFT_FILES / f"card-classifier-drift.{kind}") for kind in ("service", "timer")]
+        checked = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+        assert "card-classifier-drift" not in checked.stderr, checked.stderr

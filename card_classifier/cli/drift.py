@@ -134,10 +134,10 @@ def drift(
     report, window, reference = read_and_report(database, find_bundle(bundle), asked, rate, min_pictures)
     if page:
         write_page(page, database, window, report, reference)
+    typer.echo(report_json(report)) if as_json else print_report(report)
     if evidently:
         from card_classifier.watching.evidently import write_evidently
         write_evidently(evidently, window, reference)
-    typer.echo(report_json(report)) if as_json else print_report(report)
     say_next(report, page)
     raise typer.Exit(EXIT_CODES[report.verdict])
 

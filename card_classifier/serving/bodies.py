@@ -14,7 +14,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from ..images import image_format
+from ..formats import image_format
 from .admission import Slot
 from .inputs import ignored_fields, unwrapped
 from .problems import Problem
@@ -53,7 +53,7 @@ class Part:
         "The part as a file, once it is complete."
         _, options = parse_options_header(self.headers.get(b"content-disposition", b""))
         self.name, name = (options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename"))
-        if self.name not in ("files", "file") and not name and image_format(bytes(self.content[:32])) is None:
+        if self.name not in ("files", "file") and not name and image_format(bytes(self.content[:64])) is None:
             return None
         return SentFile((name or f"file {number}")[:255], bytes(self.content))
 
@@ -178,6 +178,6 @@ async def read_files(
         files = await read_form(request, slot, parts)
         request.state.ignored = ignored_fields(parts.fields, PARAMETERS)
     is_plain = len(files) > 1 or b"\n" in files[0].content[:2000] # `curl -d` takes these from a picture
-    if is_plain and all(image_format(file.content[:32]) for file in files):
+    if is_plain and all(image_format(file.content[:64]) for file in files):
         return files
     return await asyncio.to_thread(unwrapped, files, max_files)

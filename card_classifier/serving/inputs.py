@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..images import image_format
+from ..formats import image_format
 from .problems import Problem, problem_response
 from .service import SentFile
 

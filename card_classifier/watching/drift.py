@@ -99,8 +99,9 @@ def compared_rows(
     window:np.ndarray,    # Of type `ROW`
     reference:np.ndarray, # Of type `ROW`
 )->Compared:
-    "Both, without the kinds that the reference lacks."
+    "Both, without the kinds that only one of them holds."
     window = window[np.isin(window["is_photo"], reference["is_photo"])]
+    reference = reference[np.isin(reference["is_photo"], window["is_photo"])]
     rows = np.concatenate([window, reference])
     return Compared(rows, np.arange(len(rows)) < len(window))
 
