@@ -91,12 +91,16 @@ contracts: setup ## Which room may import which
 rhythm: setup ## Small cells, each with its demonstration: what a notebook of this project looks like
 	python tests/rhythm_check.py
 
+# Two workers on two cores; WORKERS=0 runs all tests in one process. Each has one thread for its numbers, or they would
+# wait for each other; a file's tests stay together, because they share what is slow to set up.
+WORKERS ?= 2
+IN_WORKERS = OMP_NUM_THREADS=1 coverage run --parallel-mode -m pytest --numprocesses $(WORKERS)
 notebooks: setup ## Run every notebook: modules with the exported package, pages as they are
 	rm -f .coverage .coverage.*
-	coverage run --parallel-mode -m pytest tests/test_notebooks.py
+	$(IN_WORKERS) --dist worksteal tests/test_notebooks.py
 
 pytest: setup ## What a notebook cannot test: processes, faults, fresh installs
-	coverage run --parallel-mode -m pytest --ignore tests/test_notebooks.py
+	$(IN_WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_notebooks.py
 
 coverage: setup ## Coverage of the exported package, notebooks and pytest together
 	coverage combine --quiet
@@ -190,8 +194,9 @@ serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare rout
 	uv pip install --quiet --python $(PEERS) litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
 	$(call execute,nbs/studies/serving_benchmark.ipynb)
 
-attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb, in place
+attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb and attacks_decoding.ipynb, in place
 	$(call execute,nbs/studies/attacks.ipynb)
+	$(call execute,nbs/studies/attacks_decoding.ipynb)
 
 TARGET ?= serve
 image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah

@@ -24,6 +24,15 @@ if (
 settings.register_profile("any machine", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("any machine")
 
+LONG = ("pipeline", "registry", "training_run", "data_versions", "workflows", "sweeps", "demo", "api", "gate", "image")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Begins with the files that take minutes, so that no worker is left alone with one of them at the end."
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
+
+
 COLOURS = np.array(list(itertools.product((0, 85, 170, 255), repeat=3))[:53], np.uint8)
 
 

@@ -1,7 +1,9 @@
 "Photographs that are built to exhaust their reader: each is an error in a sentence, in little time and memory."
 
+import contextlib
 import io
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -10,9 +12,11 @@ import time
 import tracemalloc
 import zlib
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from test_api import serving
 
 from card_classifier.formats import (
     BrokenImageError,
@@ -253,3 +257,36 @@ def test_what_is_inspected_twice_and_decoded_apart_is_the_same(tiny_bundle):
             assert np.array_equal(decoder.decode(content), decode_image(content))
         with pytest.raises(UnsupportedImageError, match="not supported"):
             decoder.decode(with_frame(0xC1, 12))
+
+
+# --- the service ---
+
+
+def test_slow_photographs_leave_room_for_quick_ones_and_end_with_their_clients(tiny_bundle, tmp_path):
+    "Each worker has one of them in its decoder; ordinary clients go on, and a service that is stopped ends at once."
+    bomb, good = run_length_bitmap(3500), encoded(Image.new("RGB", (60, 40), "navy"), "JPEG")
+    with serving(tmp_path, tiny_bundle, "--no-demo", "--max-body", "40000000", "--grace-seconds", "5") as running:
+        address, process, _ = running
+        for _ in range(6):
+            body = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(bomb) + bomb
+            client = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+            client.sendall(body)
+            client.close()  # who sent it doesn't wait for the answer
+        answers = [httpx.post(address + "/v1/predict", content=good, timeout=30) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
+        small = httpx.post(address + "/v1/predict", content=encoded(RED, "TIFF"), timeout=60)
+        assert small.status_code == 200  # the lane is free again: nobody waited for what was in it
+        threads = [threading.Thread(target=ask, args=(address, bomb)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(20) is not None
+        for thread in threads:
+            thread.join(10)
+
+
+def ask(address: str, content: bytes) -> None:
+    "A request of which nobody reads the answer."
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(address + "/v1/predict", content=content, timeout=30)

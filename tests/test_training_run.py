@@ -140,7 +140,9 @@ def test_a_run_keeps_its_record(uninterrupted):
     info = read_run(uninterrupted)
     assert (info.state, info.figure, info.value) == (FINISHED, "accuracy on valid", valid["accuracy"])
     bundle = json.loads((uninterrupted / "bundle" / "bundle.json").read_text(encoding="utf-8"))
-    assert bundle["networks"]["classifier"]["training"]["settings"]["train.epochs"] == 4
+    training = bundle["networks"]["classifier"]["training"]
+    assert training["settings"]["train.epochs"] == 4
+    assert training["data"]["licence"] == "Apache-2.0", "a rendered deck has the project's; the gate asks for it"
     assert bundle["data"]["kind"] == "deck"
 
 

@@ -14,6 +14,7 @@ import threading
 
 import typer
 
+from .nearby import phone_lines, with_certificate
 from .runs import REGISTRY, find_bundle
 from .settings import takes_settings
 from .terminal import CommandError, app, needs, one_line_errors
@@ -99,11 +100,13 @@ def serve(
 )->None:
     "Serves the model: a demo page at /, the API under /v1, its description at /docs, metrics for Prometheus."
     stopping = threading.Event()
-    settings = with_bundle(settings, stopping)
+    settings = with_certificate(with_bundle(settings, stopping))
     hear_signals()
     from card_classifier.serving import server
     def say(started:server.Started)->None:
-        for line in greeting(settings, *started):
+        here = started.address.replace("http:", "https:") if settings.certificate else started.address
+        lines = greeting(settings, here, started.trouble)
+        for line in (*lines, *phone_lines(settings, here, sys.stderr.encoding or "ascii")):
             typer.echo(line, err=True)
     try:
         server.serve(settings, say)

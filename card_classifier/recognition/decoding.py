@@ -132,7 +132,7 @@ def answer_photographs()->None:
     while answer_one(incoming, outgoing):
         pass
 
-# %% ../../nbs/recognition/04_decoding.ipynb #e73a96c5
+# %% ../../nbs/recognition/04_decoding.ipynb #7dd03574
 DECODE_SECONDS = 15   # For one photograph in a decoder
 REQUEST_SECONDS = 60  # For all photographs of one request
 FOREVER = float("inf")
@@ -146,7 +146,12 @@ class Patience:
         self,
         seconds:float=REQUEST_SECONDS,
     ):
-        self.deadline, self.left = time.monotonic() + seconds, threading.Event()
+        self.seconds, self.left = seconds, threading.Event()
+        self.begin()
+
+    def begin(self)->None:
+        "The time begins: whoever stood in line before has not lost any."
+        self.deadline = time.monotonic() + self.seconds
 
     def leave(self)->None:
         "From any thread: nobody waits any more."

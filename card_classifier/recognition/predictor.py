@@ -243,7 +243,7 @@ def let_go(
 
 def examine(
     bundle:OpenBundle,         # Whose networks answer
-    sources:list[ImageSource], # Whose crops are classified together
+    sources:list[ImageSource|Inspected|ImageError], # Whose crops are classified together; an error stays one
     top_k:int=5,               # How many candidates to name, from 1 to 53
     keep_photo:bool=False,     # Whether each answer carries a small copy of its photo
     patience:Patience|None=None, # Of whoever waits; None: for as long as it takes
@@ -254,6 +254,8 @@ def examine(
     started:list[Examination|ImageError] = []
     for source in sources:
         try:
+            if isinstance(source, ImageError):
+                raise source
             started.append(let_go(start_examination(bundle, source, patience), keep_photo))
         except ImageError as error:
             started.append(error)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'IMAGE_TYPES', 'PREDICT_BODY', 'GetService', 'TopK',
-           'RecordMode', 'KEYED', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures', 'Since', 'Until',
-           'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems', 'add_mishaps',
-           'json_response', 'read_and_answer', 'add_predict', 'add_feedback', 'without_paths', 'add_model',
-           'told_drift', 'add_drift', 'take_drift_readings', 'add_operations', 'only_known', 'add_description',
-           'make_api']
+           'RecordMode', 'KEYED', 'LEAVING_SECONDS', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures',
+           'Since', 'Until', 'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem',
+           'add_problems', 'add_mishaps', 'json_response', 'unless_left', 'read_and_answer', 'add_predict',
+           'add_feedback', 'without_paths', 'add_model', 'told_drift', 'add_drift', 'take_drift_readings',
+           'add_operations', 'only_known', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
@@ -31,6 +31,7 @@ import card_classifier
 from ..bundle import BundleError, BundleInfo
 from ..records.schema import RecordsError
 from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may_answer
+from ..recognition.decoding import Patience
 from .bodies import read_files
 from card_classifier.serving.guard import (
     CLIENT_GONE, KEY_BEARER, KEY_HEADER, OUR_MISTAKE, Exchange, give_way, refuse,
@@ -112,8 +113,9 @@ FORM_SCHEMA = {
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 PREDICT_BODY = {"requestBody": {
     "required": True,
-    "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, GIF, BMP and "
-                   "TIFF are recognised by their content; names and content types don't matter.",
+    "description": "One or several files as form data, or one image as the plain body. JPEG, PNG, WebP, AVIF, GIF, BMP "
+                   "and TIFF are recognised by their content, and HEIC where pillow-heif is installed; names and "
+                   "content types don't matter.",
     "content": {"multipart/form-data": {"schema": FORM_SCHEMA}} | {kind: {"schema": BINARY} for kind in IMAGE_TYPES},
 }}
 GetService = Callable[[], Service] # The worker's service; raises `Problem` before it is ready
@@ -130,6 +132,28 @@ def json_response(
     "An answer as JSON."
     return Response(json_bytes(content), status, media_type="application/json")
 
+# %% ../../nbs/serving/08_api.ipynb #fc745446
+LEAVING_SECONDS = 0.25 # After these, we look whether the client is still there
+
+async def unless_left(
+    request:Request,       # All of its body has arrived
+    answer:asyncio.Future, # Of the work in a thread
+    patience:Patience,     # Which the work looks at
+)->Any:                    # What came of the work
+    "The answer. Raises `ClientDisconnect` when the client has left; then, or when it is cancelled, the work stops."
+    try:
+        done, _ = await asyncio.wait((answer,), timeout=LEAVING_SECONDS)
+        if not done:
+            leaving = asyncio.ensure_future(request.receive())
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            leaving.cancel()
+            if not answer.done():
+                answer.add_done_callback(lambda late: late.cancelled() or late.exception()) # Nobody asks for it now
+                raise ClientDisconnect
+        return await answer
+    finally:
+        patience.leave()
+
 # %% ../../nbs/serving/08_api.ipynb #cfea9638
 async def read_and_answer(
     exchange:Exchange,
@@ -143,14 +167,15 @@ async def read_and_answer(
     with service.admission.arrive(exchange.client, partial(give_way, exchange, loop)) as slot:
         files = await read_files(request, slot, service.settings.max_files)
         slot.wait()
-        received = time.perf_counter()
+        received, patience = time.perf_counter(), Patience()
 
         def work()->tuple[dict[str, Any], list[Outcome]]:
             receiving, waiting = received - exchange.started, time.perf_counter() - received
             timings = {"receive": 1000 * receiving, "wait": 1000 * waiting}
-            return answer_request(service, exchange.request_id, files, top_k, acknowledgements, timings)
+            return answer_request(service, exchange.request_id, files, top_k, acknowledgements, timings, patience)
 
-        answer, outcomes = await loop.run_in_executor(service.pool, work)
+        answering = loop.run_in_executor(service.pool, work)
+        answer, outcomes = await unless_left(request, answering, patience)
     if is_waiting and service.records is not None:
         answer["recorded"] = await acknowledged(acknowledgements)
     return answer, outcomes

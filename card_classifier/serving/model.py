@@ -13,6 +13,7 @@ import numpy as np
 
 from ..bundle import BundleError, BundleInfo, read_bundle, released_bundle
 from ..files import whole_folder
+from ..recognition.decoding import Decoder
 from ..recognition.predictor import Predictor
 from .telemetry import WorkerMetrics, log
 from ..settings import ServeSettings
@@ -68,6 +69,8 @@ class ServedModel:
         self.folder = Path(settings.bundle) if settings.bundle else released_bundle()
         self.signature = bundle_signature(self.folder)
         self.spare = Path(os.environ[SPARE_VARIABLE]) if os.environ.get(SPARE_VARIABLE) else None
+        # Large photographs are decoded by one worker at a time
+        self.decoder = Decoder(turns=self.spare.with_name("decoding") if self.spare else None)
         self.predictor = self.load_first()
         metrics.model.labels(self.info.model_version).set(1)
 
@@ -79,7 +82,7 @@ class ServedModel:
     def load(self, folder:Path)->Predictor:
         "A bundle, ready to answer."
         settings = self.settings
-        return warm_up(Predictor(folder, settings.threads, settings.engine, settings.max_pixels))
+        return warm_up(Predictor(folder, settings.threads, settings.engine, settings.max_pixels, self.decoder))
 
     def load_first(self)->Predictor:
         "The bundle, or in its place the latest good one."

@@ -95,6 +95,7 @@ def uvicorn_config(
         "card_classifier.serving.site:make_app", factory=True, workers=n_workers,
         host=settings.host, port=settings.port,
         http=CarefulProtocol, ws="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        ssl_certfile=settings.certificate or None,
         backlog=2048, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)))
 

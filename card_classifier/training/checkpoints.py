@@ -218,7 +218,7 @@ def flat_settings(
 
 # %% ../../nbs/training/01_checkpoints.ipynb #d4a10031
 ORIGIN = ("created", "code_version", "code_sha256", "lock_sha256", "python", "recipe", "stage") # Of it, for a bundle
-DATA_KEYS = ("name", "kind", "checksum")
+DATA_KEYS = ("name", "kind", "checksum", "licence")
 
 def origin_of(
     folder:Path,    # Of a run
