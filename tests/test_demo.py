@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -650,6 +651,37 @@ def test_outlines_follow_what_the_camera_sees(browser, service, tmp_path):
     page.get_by_role("button", name="Keep this picture").click()
     page.wait_for_selector("#answer h2:has-text('3 cards')")
     watching.close()
+
+
+def test_a_phone_in_the_network_is_told_how_to_get_here_over_https(tmp_path):
+    command = [Path(sys.executable).with_name("card-classifier"), "serve", "--host", "0.0.0.0", "--port", "0"]
+    command += ["--https", "--workers", "1", "--database", "none"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line.decode())
+            if "trust this certificate" in said[-1]:
+                break
+        text = "".join(said)
+        port = re.search(r"serving at https://0.0.0.0:(\d+)", text)[1]
+        address = re.search(rf"same network: https://([\d.]+):{port}", text)[1]
+        assert sum("█" in line for line in said) > 10, "the QR code"
+        trusted = ssl.create_default_context(cafile=tmp_path / "card_classifier" / "https" / "certificate.pem")
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                url = f"https://{address}:{port}/health/live"
+                with urllib.request.urlopen(url, timeout=5, context=trusted) as response:
+                    assert response.status == 200
+                    break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("it is not reached over HTTPS")
+    finally:
+        process.terminate()
+        process.stderr.close()
+        process.wait(60)
 
 
 def accessible(page, state: str) -> None:

@@ -134,6 +134,8 @@ def test_predict_works_at_once_without_the_training_stack(fresh, tmp_path):
         (["train", "--experiment", "quick"], "train"),
         (["serve"], "serve"),
         (["records"], "serve"),
+        (["data", "diff", "HEAD"], "train"),
+        (["predict", "film.mp4"], "video"),
     ],
 )
 def test_a_command_without_its_packages_names_the_extra_that_brings_them(fresh, tmp_path, arguments, extra):
@@ -143,6 +145,7 @@ def test_a_command_without_its_packages_names_the_extra_that_brings_them(fresh, 
     recipe = tmp_path / "nbs" / "recipes" / "train.ipynb"
     recipe.parent.mkdir(parents=True)
     recipe.touch()  # what a checkout is recognised by
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x14ftypisom")
     result = run(fresh, *arguments, folder=tmp_path)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1, result.stderr

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import yaml
 from PIL import Image
 from test_api import numbers, serving, wait_for
@@ -23,14 +24,14 @@ from conftest import COLOURS
 from typer.testing import CliRunner
 
 from card_classifier.bundle import BUNDLE_FILE, BundleError, add_reference, read_bundle, released_bundle, write_bundle
-from card_classifier.cards import CLASS_NAMES
+from card_classifier.cards import CLASS_NAMES, NO_CARD
 from card_classifier.cli.drift import answered_rows
 from card_classifier.cli.main import app
 from card_classifier.lifecycle.photographs import TrueCard, TruePhoto
 from card_classifier.lifecycle.storage import copy_files
 from card_classifier.recognition.predictor import Predictor
 from card_classifier.records.database import make_engine, migrate
-from card_classifier.records.schema import STATISTICS, Record, pack_logits
+from card_classifier.records.schema import STATISTICS, WHOLE_PHOTO, Record, feedback, pack_logits
 from card_classifier.records.statements import write_records
 from card_classifier.watching.drift import check_drift, drift_report
 from card_classifier.watching.reference import NoReferenceError, keep_reference, read_reference
@@ -210,6 +211,23 @@ def test_records_of_older_versions_lack_what_they_lack(tmp_path, reference):
     mixed = check_drift(url, released_bundle(), WindowRequest())
     assert {test.name: test.pictures for test in mixed.tests}["logits"] == 60
     assert (mixed.pictures, mixed.verdict) == (120, "no drift")
+
+
+def test_what_people_said_becomes_an_accuracy_with_its_interval(tmp_path, reference):
+    url = f"sqlite:///{tmp_path / 'records.sqlite'}"
+    rows = [row for row in sampled(reference, 200) if not row["is_rejected"]][:60]
+    made = [record(number, row) for number, row in enumerate(rows)]
+    keep(url, made)
+    said = [
+        {"request_id": one.request_id, "index": 0, "number": number, "card": card, "time": NOON}
+        for at, one in enumerate(made[:30])
+        for number, card in ((WHOLE_PHOTO, "joker"), (0, one.top[0]["card"] if at < 24 else NO_CARD), (1, "joker"))
+    ]
+    with make_engine(url).connect() as connection, connection.begin():
+        connection.execute(sa.insert(feedback), said)
+    accuracy = check_drift(url, released_bundle(), WindowRequest()).accuracy
+    assert (accuracy["n"], accuracy["n_correct"]) == (30, 24)
+    assert accuracy["accuracy_low"] < 0.8 < accuracy["accuracy_high"]
 
 
 def test_clocks_that_jump_and_pictures_that_are_sent_again(tmp_path, reference):

@@ -126,13 +126,14 @@ def failed_answer(
     from card_classifier.recognition.answer import file_answer
     return file_answer(name, None, job.predictor.info.model_version, str(why))
 
-# %% ../../nbs/cli/07_prediction.ipynb #274b55db
+# %% ../../nbs/cli/07_prediction.ipynb #036e399b
 def fetched(
     job:Job,
     url:str,
 )->bytes:
-    "What lies at an address. Raises `AddressError`; gives up when the job is stopped."
-    from card_classifier.cli.addresses import AddressError, fetch
+    "What lies at an address. Raises `UnreadableFileError`; gives up when the job is stopped."
+    from card_classifier.cli.addresses import AddressError, fetch # Here: most photos are files
+    from card_classifier.formats import UnreadableFileError
     outcome:dict[str, Any] = {}
     def work()->None:
         try:
@@ -145,9 +146,9 @@ def fetched(
         thread.join(0.1)
     if "content" in outcome:
         return outcome["content"]
-    raise outcome.get("error") or AddressError("stopped")
+    raise UnreadableFileError(str(outcome.get("error") or "stopped"))
 
-# %% ../../nbs/cli/07_prediction.ipynb #21312d52
+# %% ../../nbs/cli/07_prediction.ipynb #275f484c
 def look(
     job:Job,
     source:Source, # Neither a video nor a camera
@@ -155,7 +156,6 @@ def look(
     content:bytes|None=None, # Of standard input
 )->dict:           # What `--json` prints
     "The answer about one photo, or what is wrong with it; writes the pictures that are asked for."
-    from card_classifier.cli.addresses import AddressError
     from card_classifier.formats import ImageError
     from card_classifier.recognition.answer import file_answer
     if source.problem:
@@ -165,7 +165,7 @@ def look(
         if source.kind == ADDRESS:
             photo = fetched(job, source.name)
         prediction = job.predictor.predict(photo, top_k=job.top_k)
-    except (AddressError, ImageError) as error:
+    except ImageError as error:
         return failed_answer(job, source.name, error)
     except OSError as error: # Such as a disk that fails
         return failed_answer(job, source.name, system_error_text(error))
@@ -237,7 +237,7 @@ def answers_about(
             photos.append((source, place))
     yield from answers()
 
-# %% ../../nbs/cli/07_prediction.ipynb #b89f62db
+# %% ../../nbs/cli/07_prediction.ipynb #2711beba
 FEWEST_FOR_BAR = 5 # Sources from which on a bar shows how far it is
 
 @contextmanager
@@ -267,7 +267,7 @@ def print_answer(
 
 def closing_lines(
     answers:list[dict],
-    seconds:float, # That all of it took
+    seconds:float, # That all of them took, without the start
     kept:dict[str, str], # What was written: its name and where it lies
 )->Iterator[str]:
     "What is said at the end, on standard error."
@@ -316,7 +316,7 @@ def check_wishes(
     if show and not any(source.kind in (VIDEO, CAMERA) for source in sources):
         raise CommandError("--show is for cameras and videos; --save FOLDER keeps annotated pictures")
 
-# %% ../../nbs/cli/07_prediction.ipynb #8ad7ec5b
+# %% ../../nbs/cli/07_prediction.ipynb #c19478e8
 @app.command()
 @one_line_errors
 def predict(
@@ -336,7 +336,6 @@ def predict(
         "--allow-private", help="Fetch from addresses of this machine and its network, too")] = False,
 )->None:
     "Says which cards are on each photo, and how sure that is. The exit code counts unreadable photos, up to 100."
-    start = time.perf_counter()
     sources, n_videos = find_sources(files)
     check_wishes(sources, csv, as_json, show)
     with nothing_begun():
@@ -345,6 +344,7 @@ def predict(
     originals = [source.name for source in sources]
     folders = {name: PictureFolder(folder, originals) for name, folder in (("save", save), ("crops", crops)) if folder}
     job = Job(predictor, top_k, folders.get("save"), folders.get("crops"), allow_private, per_second, show)
+    start = time.perf_counter()
     answers = run_job(job, sources, "json" if as_json else "csv" if csv == "-" else "text", csv)
     wanted = {"annotated pictures": save, "cards": crops, "table": csv if csv != "-" else ""}
     kept = {what: where for what, where in wanted.items() if where}

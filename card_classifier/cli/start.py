@@ -47,7 +47,7 @@ def nothing_begun()->Iterator[None]:
 
 STARTED = threading.Event() # Set by `main`: this process belongs to the command line
 
-# %% ../../nbs/cli/20_start.ipynb #80e6e90e
+# %% ../../nbs/cli/20_start.ipynb #c662c0fb
 def main()->Any: # The exit code, for `sys.exit`
     "The command line, from its first moment to its last."
     STARTED.set()
@@ -55,7 +55,7 @@ def main()->Any: # The exit code, for `sys.exit`
         signal.signal(signal.SIGINT, leave_at_once)
     from card_classifier.cli.main import app
     try:
-        return app()
+        return app(prog_name="card-classifier") # However it was started
     finally:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -230,6 +230,7 @@ def copy_rows(
         add_feedback(connection, chunk)
         write(chunk)
         n_rows += len(chunk)
+        chunk.clear() # Else two chunks would be in memory
         progress(n_rows, total, "records")
     return n_rows
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from ..cards import CARDS, CLASS_NAMES, NO_CARD, NO_CARD_INDEX
 from ..records.export import opened
-from ..records.schema import RecordsError, feedback, images, predictions, unpack_logits
+from ..records.schema import WHOLE_PHOTO, RecordsError, feedback, images, predictions, unpack_logits
 from .reference import ROW, UNKNOWN, observed_row
 
 # %% ../../nbs/watching/01_window.ipynb #c109644a
@@ -124,7 +124,8 @@ def feedback_of(
     for start in range(0, len(keys), KEYS_AT_ONCE):
         wanted = {request for request, _ in keys[start:start + KEYS_AT_ONCE]}
         columns = (feedback.c.request_id, feedback.c.index, feedback.c.card)
-        query = sa.select(*columns).where(feedback.c.request_id.in_(wanted)).order_by(feedback.c.time)
+        is_of_first = feedback.c.number.in_((WHOLE_PHOTO, 0)) # What is said of the first card counts more
+        query = sa.select(*columns).where(feedback.c.request_id.in_(wanted), is_of_first).order_by(feedback.c.number)
         said |= {(request, index): card for request, index, card in connection.execute(query)}
     return said
 
