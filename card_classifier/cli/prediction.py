@@ -126,13 +126,14 @@ def failed_answer(
     from card_classifier.recognition.answer import file_answer
     return file_answer(name, None, job.predictor.info.model_version, str(why))
 
-# %% ../../nbs/cli/07_prediction.ipynb #274b55db
+# %% ../../nbs/cli/07_prediction.ipynb #036e399b
 def fetched(
     job:Job,
     url:str,
 )->bytes:
-    "What lies at an address. Raises `AddressError`; gives up when the job is stopped."
-    from card_classifier.cli.addresses import AddressError, fetch
+    "What lies at an address. Raises `UnreadableFileError`; gives up when the job is stopped."
+    from card_classifier.cli.addresses import AddressError, fetch # Here: most photos are files
+    from card_classifier.formats import UnreadableFileError
     outcome:dict[str, Any] = {}
     def work()->None:
         try:
@@ -145,9 +146,9 @@ def fetched(
         thread.join(0.1)
     if "content" in outcome:
         return outcome["content"]
-    raise outcome.get("error") or AddressError("stopped")
+    raise UnreadableFileError(str(outcome.get("error") or "stopped"))
 
-# %% ../../nbs/cli/07_prediction.ipynb #21312d52
+# %% ../../nbs/cli/07_prediction.ipynb #275f484c
 def look(
     job:Job,
     source:Source, # Neither a video nor a camera
@@ -155,7 +156,6 @@ def look(
     content:bytes|None=None, # Of standard input
 )->dict:           # What `--json` prints
     "The answer about one photo, or what is wrong with it; writes the pictures that are asked for."
-    from card_classifier.cli.addresses import AddressError
     from card_classifier.formats import ImageError
     from card_classifier.recognition.answer import file_answer
     if source.problem:
@@ -165,7 +165,7 @@ def look(
         if source.kind == ADDRESS:
             photo = fetched(job, source.name)
         prediction = job.predictor.predict(photo, top_k=job.top_k)
-    except (AddressError, ImageError) as error:
+    except ImageError as error:
         return failed_answer(job, source.name, error)
     except OSError as error: # Such as a disk that fails
         return failed_answer(job, source.name, system_error_text(error))

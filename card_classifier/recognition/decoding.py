@@ -327,18 +327,16 @@ class Decoder:
         patience:Patience|None=None,  # Of whoever waits; None: for as long as it takes
     )->np.ndarray:                    # uint8 (h, w, 3), RGB, upright
         "The pixels of a photograph. Raises an `ImageError`, or `StoppedError`."
-        source = inspect_source(source, max_pixels)
+        source, patience = inspect_source(source, max_pixels), patience or Patience(FOREVER)
+        patience.remaining()
         if not isinstance(source, Inspected):
             return decode_image(source, max_pixels, target)
         if is_quick(source.structure):
             return decode_bytes(source.structure.content, max_pixels, target)
-        return decode_apart(self, source.structure, max_pixels, target, patience or Patience(FOREVER))
+        return decode_apart(self, source.structure, max_pixels, target, patience)
 
     @contextlib.contextmanager
-    def turn(
-        self,
-        source:ImageSource|Inspected, patience:Patience|None=None,
-    )->Iterator[None]:
+    def turn(self, source:ImageSource|Inspected, patience:Patience|None=None)->Iterator[None]:
         "While a photograph is decoded and searched: of large ones, one at a time in all processes."
         is_large = isinstance(source, Inspected) and whole_memory(source.structure) > LARGE_MEMORY
         with locked(self.turns if is_large else None, patience or Patience(FOREVER)):

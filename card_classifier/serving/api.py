@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'PLAIN', 'PREDICT_BODY', 'GetService', 'TopK',
            'RecordMode', 'KEYED', 'LEAVING_SECONDS', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures',
-           'Since', 'Until', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem', 'add_problems',
-           'add_mishaps', 'json_response', 'unless_left', 'read_and_answer', 'add_predict', 'add_feedback',
-           'without_paths', 'add_model', 'told_drift', 'add_drift', 'take_drift_readings', 'add_operations',
-           'only_known', 'add_description', 'make_api']
+           'Since', 'Until', 'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem',
+           'add_problems', 'add_mishaps', 'json_response', 'unless_left', 'read_and_answer', 'add_predict',
+           'add_feedback', 'without_paths', 'add_model', 'told_drift', 'add_drift', 'take_drift_readings',
+           'add_operations', 'only_known', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/08_api.ipynb #2eae4a1d
 import asyncio
@@ -16,9 +16,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
-import orjson
 import prometheus_client
 from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -33,11 +33,15 @@ from ..records.schema import RecordsError
 from .answers import FeedbackAnswer, FeedbackRequest, Health, PredictAnswer, may_answer
 from ..recognition.decoding import Patience
 from .bodies import read_files
-from .guard import CLIENT_GONE, KEY_BEARER, KEY_HEADER, Exchange, refuse
+from card_classifier.serving.guard import (
+    CLIENT_GONE, KEY_BEARER, KEY_HEADER, OUR_MISTAKE, Exchange, give_way, refuse,
+)
 from .inputs import check_parameters
 from .origins import methods_of
-from .problems import Problem, problem_response
-from .service import Outcome, Service, answer_request, keep_feedback
+from .problems import Problem, json_bytes, problem_response
+from card_classifier.serving.service import (
+    Outcome, Service, acknowledged, answer_request, keep_feedback, recording_trouble,
+)
 from ..watching.drift import DriftReport
 from ..watching.reference import NoReferenceError
 from ..watching.watch import DriftBusyError
@@ -97,7 +101,7 @@ def add_mishaps(
 
     @api.exception_handler(Exception)
     async def broken(request:Request, error:Exception)->Response:
-        return noted_problem(request, Problem("internal", "this is our mistake; the log has it under the request's id"))
+        return noted_problem(request, Problem("internal", OUR_MISTAKE))
 
 # %% ../../nbs/serving/08_api.ipynb #076ecb56
 COMMON_PROBLEMS = ("malformed-request", "unauthorized", "body-too-slow", "body-too-large")
@@ -116,7 +120,9 @@ PREDICT_BODY = {"requestBody": {
 }}
 GetService = Callable[[], Service] # The worker's service; raises `Problem` before it is ready
 TopK = Annotated[int, Query(ge=1, le=53, description="How many candidates to name")]
-RecordMode = Annotated[Literal["queue", "wait"], Query(description="wait: answer when the record is written")]
+RecordMode = Annotated[Literal["queue", "wait"], Query(
+    description="wait: answer once the record is on disk, where it survives the machine's failure, too (see the "
+                "setting sync_records); at most five seconds")]
 KEYED = [Security(KEY_HEADER), Security(KEY_BEARER)] # Declares the keys; the guard has asked for them by then
 
 def json_response(
@@ -124,7 +130,7 @@ def json_response(
     status:int=200,
 )->Response:
     "An answer as JSON."
-    return Response(orjson.dumps(content), status, media_type="application/json")
+    return Response(json_bytes(content), status, media_type="application/json")
 
 # %% ../../nbs/serving/08_api.ipynb #fc745446
 LEAVING_SECONDS = 0.25 # After these, we look whether the client is still there
@@ -149,8 +155,6 @@ async def unless_left(
         patience.leave()
 
 # %% ../../nbs/serving/08_api.ipynb #cfea9638
-LOGGED_CARDS = 8 # Of more files the log has only the number
-
 async def read_and_answer(
     exchange:Exchange,
     request:Request,
@@ -159,17 +163,25 @@ async def read_and_answer(
     is_waiting:bool,   # Whether to wait until the records are written
 )->tuple[dict[str, Any], list[Outcome]]:
     "Reads a request's files and has them classified. Raises `Problem`."
-    with service.admission.enter() as slot:
+    loop, acknowledgements = asyncio.get_running_loop(), [] if is_waiting else None
+    with service.admission.arrive(exchange.client, partial(give_way, exchange, loop)) as slot:
         files = await read_files(request, slot, service.settings.max_files)
+        slot.wait()
         received, patience = time.perf_counter(), Patience()
 
         def work()->tuple[dict[str, Any], list[Outcome]]:
             receiving, waiting = received - exchange.started, time.perf_counter() - received
             timings = {"receive": 1000 * receiving, "wait": 1000 * waiting}
-            return answer_request(service, exchange.request_id, files, top_k, is_waiting, timings, patience)
+            return answer_request(service, exchange.request_id, files, top_k, acknowledgements, timings, patience)
 
-        answer = asyncio.get_running_loop().run_in_executor(service.pool, work)
-        return await unless_left(request, answer, patience)
+        answering = loop.run_in_executor(service.pool, work)
+        answer, outcomes = await unless_left(request, answering, patience)
+    if is_waiting and service.records is not None:
+        answer["recorded"] = await acknowledged(acknowledgements)
+    return answer, outcomes
+
+# %% ../../nbs/serving/08_api.ipynb #7959efd5
+LOGGED_CARDS = 8 # Of more files the log has only the number
 
 def add_predict(
     api:FastAPI,
@@ -226,7 +238,7 @@ def add_model(
     "`GET /v1/model`."
     @api.get("/v1/model", summary="What model this is", tags=["model"], response_model=BundleInfo, dependencies=KEYED,
              responses=may_answer("unauthorized", "not-ready"))
-    def model()->Response:
+    async def model()->Response:
         "What the bundle says about itself: its networks, its data, and measured figures with their intervals."
         return json_response(without_paths(dataclasses.asdict(service().model.info)))
 
@@ -284,6 +296,7 @@ def take_drift_readings(
     return None
 
 # %% ../../nbs/serving/08_api.ipynb #fd2d3f34
+UNRECORDED = "answers go on and are not recorded at the moment ({}): see to the database of records"
 METRICS_ANSWER = {200: {"content": {"text/plain": {}}}, **may_answer("unauthorized", "not-ready")}
 
 def add_operations(
@@ -296,16 +309,22 @@ def add_operations(
         return json_response({"status": "live", "model_version": None})
 
     @api.get("/health/ready", summary="Does it answer?", tags=["operations"], response_model=Health,
-             responses=may_answer("not-ready"))
+             responses=may_answer("not-ready", "records-away"))
     async def ready()->Response:
-        return json_response({"status": "ready", "model_version": service().model.info.model_version})
+        "Also whether answers are recorded, where they are to be; `--ready-unrecorded` leaves that out."
+        current = service()
+        trouble = recording_trouble(current)
+        if trouble and not current.settings.ready_unrecorded:
+            raise Problem("records-away", UNRECORDED.format(trouble), retry_after=5)
+        return json_response({"status": "ready", "model_version": current.model.info.model_version})
 
     @api.get("/metrics", summary="Numbers for Prometheus", tags=["operations"], response_class=Response,
              dependencies=KEYED, responses=METRICS_ANSWER)
-    def metrics()->Response:
+    async def metrics()->Response:
         current = service()
         current.metrics.worker.read(current.records)
-        return Response(current.metrics.exposition(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        text = await asyncio.to_thread(current.metrics.exposition) # Not among the threads that feedback may fill
+        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 # %% ../../nbs/serving/08_api.ipynb #9c0083d0
 DESCRIPTION = """Which playing card is on a photo, with a probability that can be trusted, or that there is none.
