@@ -6,13 +6,14 @@
 __all__ = ['CLASSIFIER', 'DETECTOR', 'INDEX_DETECTOR', 'INDEX_READER', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME', 'CORNERS_NAME',
            'DETECTOR_STRIDE', 'INDEX_STRIDE', 'Ports', 'PORTS', 'BUNDLE_FORMAT', 'CONVERTED_FORMAT', 'BUNDLE_FILE',
            'CLASSIFIER_FILE', 'DETECTOR_FILE', 'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'CALIBRATED_KINDS',
-           'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'REFERENCE_NAME', 'CONVERTED_FILES', 'CLASSIFIER_METRICS', 'RUN_NAME',
-           'classifier_ports', 'detector_ports', 'index_detector_ports', 'index_reader_ports', 'softmax',
-           'lists_for_tuples', 'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number', 'kind_problems',
-           'network_problems', 'reference_problems', 'info_problems', 'bundle_json', 'model_version_of', 'check_place',
-           'write_bundle', 'record_from', 'parse_bundle_json', 'verified_bytes', 'load_bundle', 'read_bundle',
-           'add_metrics', 'add_reference', 'known_ancestors', 'converted_classifier', 'converted_detector',
-           'converted_info', 'convert_bundle', 'released_folder', 'released_bundle']
+           'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'LONGEST_NAME', 'DEEPEST', 'REFERENCE_NAME', 'CONVERTED_FILES',
+           'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'index_detector_ports',
+           'index_reader_ports', 'softmax', 'lists_for_tuples', 'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number',
+           'kind_problems', 'network_problems', 'name_problems', 'reference_problems', 'info_problems', 'bundle_json',
+           'model_version_of', 'check_place', 'write_bundle', 'check_depth', 'record_from', 'parse_bundle_json',
+           'verified_bytes', 'load_bundle', 'read_bundle', 'add_metrics', 'add_reference', 'known_ancestors',
+           'converted_classifier', 'converted_detector', 'converted_info', 'convert_bundle', 'released_folder',
+           'released_bundle']
 
 # %% ../nbs/03_bundle.ipynb #010d6892
 import dataclasses
@@ -167,8 +168,13 @@ class BundleError(ValueError):
 def is_number(
     value:object, # Anything that JSON can hold
 )->bool:          # False for True, which Python counts as 1
-    "Whether `value` is a finite number."
-    return isinstance(value, int|float) and not isinstance(value, bool) and math.isfinite(value)
+    "Whether `value` is a finite number that a float can hold, which a whole number of 401 digits is not."
+    if not isinstance(value, int|float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 def kind_problems(
     record:object, # `BundleInfo` or `NetworkInfo`, from anywhere
@@ -179,7 +185,9 @@ def kind_problems(
         value, kind = getattr(record, item.name), item.type
         if kind == float|None and value is None:
             continue
-        if kind in (int, float, float|None):
+        if kind is int:
+            is_right, wanted = type(value) is int, "a whole number"
+        elif kind in (float, float|None):
             is_right, wanted = is_number(value), "a finite number"
         else:
             kind = typing.get_origin(kind) or kind
@@ -211,14 +219,25 @@ def network_problems(
             len(numbers) == len("RGB") and all(map(is_number, numbers)) for numbers in (network.mean, network.std)),
         f"thresholds must be {' and '.join(names)}, from 0 to 1": set(network.thresholds) == set(names) and all(
             is_number(value) and 0 <= value <= 1 for value in values),
-        "temperature must be above 0": network.temperature > 0 if network.temperature is not None
-            else kind not in CALIBRATED_KINDS,
+        "temperature must be above 0 and at most 1000": 0 < network.temperature <= 1000
+            if network.temperature is not None else kind not in CALIBRATED_KINDS,
         f"precision must be {' or '.join(PRECISIONS)}": network.precision in PRECISIONS,
         f"bits must be {' or '.join(map(str, WEIGHT_BITS))}": network.bits in WEIGHT_BITS,
         "file must be a plain name": PLAIN_NAME.fullmatch(network.file) is not None and network.file != BUNDLE_FILE,
         "sha256 must be a SHA-256 checksum": SHA256.fullmatch(network.sha256) is not None,
     }
     return [f"{kind}: {claim}" for claim, holds in claims.items() if not holds]
+
+# %% ../nbs/03_bundle.ipynb #c142a89a
+LONGEST_NAME = 200
+
+def name_problems(
+    info:BundleInfo, # From anywhere, its fields of the right kinds
+)->list[str]:        # One sentence each; empty if all is well
+    "What is wrong with the names that stand in answers, logs and metrics."
+    texts = {name: getattr(info, name) for name in ("name", "model_version")}
+    return [f"{name} must be 1 to {LONGEST_NAME} printable characters" for name, text in texts.items()
+            if not text.isprintable() or not 1 <= len(text) <= LONGEST_NAME]
 
 # %% ../nbs/03_bundle.ipynb #5021a10e
 def reference_problems(
@@ -247,7 +266,7 @@ def info_problems(
         problems.append("class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES")
     for kind, network in info.networks.items():
         problems += network_problems(kind, network) if kind in THRESHOLDS else []
-    return problems + reference_problems(info)
+    return problems + name_problems(info) + reference_problems(info)
 
 # %% ../nbs/03_bundle.ipynb #dbd7bd97
 def bundle_json(
@@ -314,6 +333,20 @@ def write_bundle(
     return folder
 
 # %% ../nbs/03_bundle.ipynb #2c7f2f7b
+DEEPEST = 32
+
+def check_depth(
+    value:object,     # That JSON can hold
+    depth:int=DEEPEST, # How deep it may be nested
+)->None:
+    "Raises `ValueError` for what is nested deeper than any description is: others walk through it, too."
+    if not isinstance(value, dict|list):
+        return
+    if not depth:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    for one in value.values() if isinstance(value, dict) else value:
+        check_depth(one, depth - 1)
+
 def record_from(
     kind:type,    # A dataclass
     values:dict,  # From JSON
@@ -326,6 +359,7 @@ def record_from(
         raise BundleError(f"{where} lacks or adds the keys {keys}: export the model again")
     return kind(**values)
 
+# %% ../nbs/03_bundle.ipynb #115c2d44
 def parse_bundle_json(
     text:str,    # Content of `bundle.json`
     where:Path,  # The file; named in messages
@@ -333,6 +367,8 @@ def parse_bundle_json(
     "The description of a bundle. Raises `BundleError` if it is not JSON, of another format, or wrong."
     try:
         values = json.loads(text)
+        check_depth(values)
+        json.dumps(values, ensure_ascii=False).encode() # Fails for half a surrogate pair, which no answer could hold
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}): get the bundle again") from error
     if not isinstance(values, dict) or type(values.get("format")) is not int:

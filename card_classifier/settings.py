@@ -362,12 +362,14 @@ class ServeSettings(NetworkSettings):
     database:str = setting("sqlite:///records.sqlite",
         "Where answers are recorded: sqlite:///FILE, postgresql://…, or none", variable="CARD_CLASSIFIER_DATABASE")
     keep_images:bool = setting(False, "Also record the images themselves")
+    sync_records:bool = setting(True, "Acknowledge a record once it is on disk, where it survives a power failure",
+        switch=("--no-sync", "Acknowledge records that survive the end of the process and not of the machine"))
+    ready_unrecorded:bool = setting(False, "Be ready, for load balancers, while answers can't be recorded")
     image_days:float = setting(30.0,
         "Days after which recorded images are removed; 0: they stay as long as their records", minimum=0)
     record_days:float = setting(0.0, "Days after which records are removed; 0: they stay", minimum=0)
     drift_minutes:float = setting(10.0,
-        "How often the newest pictures are compared with the bundle's reference, for /metrics, in minutes; 0: never",
-        minimum=0)
+        "How often the newest pictures are compared with the bundle's reference, in minutes; 0: never", minimum=0)
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
     https:bool = setting(False, "Serve over HTTPS, with a certificate of its own making unless there is another")
@@ -376,11 +378,9 @@ class ServeSettings(NetworkSettings):
     max_pixels:int = setting(200_000_000, "Largest image in pixels, in whatever format", minimum=1)
     max_files:int = setting(32, "Most files in one request", minimum=1)
     max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are sent away", minimum=1)
-    body_seconds:float = setting(15.0, "Longest time that a request may take to arrive, in seconds", above=0)
-    grace_seconds:float = setting(10.0,
-        "Longest time to finish what was accepted when the service is stopped, in seconds", above=0)
-    watch_seconds:float = setting(2.0,
-        "How often the bundle's folder is looked at, in seconds; 0: only on SIGHUP", minimum=0)
+    body_seconds:float = setting(15.0, "Seconds for a request to arrive; one more for every 8 kB of it", above=0)
+    grace_seconds:float = setting(10.0, "Longest time to finish what was accepted at the end, in seconds", above=0)
+    watch_seconds:float = setting(2.0, "Seconds between looks at the bundle's folder; 0: only on SIGHUP", minimum=0)
     registry_seconds:float = setting(60.0,
         "How often git's remote is asked what was promoted, where a stage of the registry is served, in seconds; "
         "0: never", minimum=0)

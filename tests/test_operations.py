@@ -53,7 +53,7 @@ def test_counters_of_readings_grow_over_all_workers(service):
 
 @pytest.mark.parametrize(
     ("method", "path", "body"),
-    [("GET", "/", b""), ("POST", "/gradio_api/upload", bytes(200_000)), ("GET", "/assets/" + "a" * 5000 + ".js", b"")],
+    [("GET", "/", b""), ("POST", "/demo/answer", bytes(200_000)), ("GET", "/assets/" + "a" * 5000 + ".js", b"")],
 )
 def test_a_page_whose_library_is_broken_is_a_problem_document_and_in_the_log_under_its_id(service, method, path, body):
     address, _, folder = service

@@ -1076,10 +1076,11 @@ def test_retention(url, monkeypatch):
             records.feedback(one.request_id, 0, "joker")
     noon = made[50].time + timedelta(days=30)
     seen = []
-    removed = apply_retention(url, image_days=30, record_days=60, now=noon, progress=lambda *step: seen.append(step))
+    limits = {"image_days": 30, "record_days": 60, "is_confirmed": True}
+    removed = apply_retention(url, **limits, now=noon, progress=lambda *step: seen.append(step))
     assert (removed.images, removed.records) == (50, 0)
     assert seen == [(done, 50, "images") for done in (10, 20, 30, 40, 50)]
-    removed = apply_retention(url, image_days=30, record_days=60, now=noon + timedelta(days=30))
+    removed = apply_retention(url, **limits, now=noon + timedelta(days=30))
     assert (removed.images, removed.records) == (50, 50)
     stored = count_records(url)
     assert (stored.records, stored.images, stored.feedback, stored.first) == (50, 0, 1, made[50].time)
@@ -1102,7 +1103,7 @@ def test_retention_while_the_service_writes(url, monkeypatch):
 
         thread = threading.Thread(target=work)
         thread.start()
-        removed = apply_retention(url, record_days=0, now=datetime(2026, 11, 2, tzinfo=UTC))
+        removed = apply_retention(url, record_days=0, now=datetime(2026, 11, 2, tzinfo=UTC), is_confirmed=True)
         is_over.set()
         thread.join()
     assert removed.records == 400
@@ -1116,7 +1117,7 @@ def test_what_is_removed_can_not_be_found_in_the_file(tmp_path):
     many(url, 50, image=secret)
     size = (tmp_path / "records.sqlite").stat().st_size
     assert secret[:30] in (tmp_path / "records.sqlite").read_bytes()
-    assert apply_retention(url, image_days=0).images == 50
+    assert apply_retention(url, image_days=0, is_confirmed=True).images == 50
     assert all(secret[:30] not in path.read_bytes() for path in tmp_path.iterdir())
     assert (tmp_path / "records.sqlite").stat().st_size < size / 2
 

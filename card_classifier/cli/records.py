@@ -64,11 +64,13 @@ def records_clean(
     database:DatabaseOption = ServeSettings.database,
     image_days:Annotated[float | None, typer.Option(min=0, help="Remove images older than this many days")] = None,
     record_days:Annotated[float | None, typer.Option(min=0, help="Remove records older than this many days")] = None,
+    confirm:Annotated[bool, typer.Option(
+        "--confirm", help="Remove them even if that is more than a tenth of what is recorded")] = False,
 )->None:
     "Applies the retention limits: removes what is too old."
     from card_classifier.records.retention import apply_retention
     if image_days is None and record_days is None:
         raise CommandError("say what is too old: --image-days DAYS, --record-days DAYS or both")
     with progress_bars() as report:
-        removed = apply_retention(database, image_days, record_days, progress=report)
+        removed = apply_retention(database, image_days, record_days, progress=report, is_confirmed=confirm)
     typer.echo(f"removed {removed.records} records and {removed.images} images")

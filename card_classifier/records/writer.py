@@ -21,7 +21,9 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from ..cards import CLASS_NAMES, NO_CARD
-from .database import make_engine, migrate, sqlite_path, trouble_word
+from card_classifier.records.database import (
+    keep_private, make_engine, migrate, set_sync, sqlite_path, trouble_word,
+)
 from card_classifier.records.queue import (
     BATCH_RECORDS, Job, QueueReader, RecordQueue, give_up, resolve, settle_feedback, settle_jobs,
 )
@@ -41,9 +43,18 @@ class WriterConnection:
 
     def open(self)->None:
         "Connects, and makes the tables if need be."
+        path = sqlite_path(self.engine.url)
+        if path:
+            keep_private(path)
         self.connection = self.engine.connect()
         migrate(self.connection)
-        self.identity = self.file_identity()
+        self.identity, self.is_synced = self.file_identity(), None
+
+    def sync(self, is_synced:bool)->None:
+        "Whether what is committed next waits for the disk."
+        if is_synced != self.is_synced:
+            set_sync(self.connection, is_synced)
+            self.is_synced = is_synced
 
     def file_identity(self)->tuple[int, int]|None:
         "Which file the database's name means at the moment; None for a server."
@@ -158,8 +169,9 @@ def write_jobs(
 # %% ../../nbs/records/04_writer.ipynb #d1039a72
 class RecordWriter(threading.Thread):
     "Writes what gathers in a queue, for as long as the process lives."
-    def __init__(self, engine:sa.Engine, queue:RecordQueue, flush_seconds:float):
+    def __init__(self, engine:sa.Engine, queue:RecordQueue, flush_seconds:float, is_synced:bool=True):
         super().__init__(name="records", daemon=True)
+        self.is_synced = is_synced # Whether what somebody waits for is on disk before it is acknowledged
         self.queue, self.reader, self.flush_seconds = queue, QueueReader(queue), flush_seconds
         self.database, self.state, self.has_tried = WriterConnection(engine), WriterState(), threading.Event()
 
@@ -186,6 +198,8 @@ class RecordWriter(threading.Thread):
         jobs, given = self.reader.gather(self.flush_seconds)
         self.database.check()
         self.state.busy_since = time.monotonic()
+        is_awaited = bool(given) or any(job.future is not None for job in jobs)
+        self.database.sync(self.is_synced and is_awaited)
         write_jobs(self.database.connection, self.queue, jobs)
         found = write_feedback(self.database.connection, given)
         settle_searches(self.queue, given, found, is_behind=len(jobs) >= BATCH_RECORDS)
@@ -242,6 +256,7 @@ def start_writer(
     max_waiting:int,     # Records in memory
     flush_seconds:float, # How long to gather records for one transaction
     keep_images:bool,    # Whether to keep the files themselves
+    is_synced:bool=True, # See `Records`
 )->RecordWriter:         # Running
     "Opens the database and starts the writing thread. Raises `RecordsError`."
     if max_waiting < 1 or not .01 <= flush_seconds <= 60:
@@ -251,8 +266,8 @@ def start_writer(
     path = sqlite_path(engine.url)
     if path:
         with suppress(OSError): # Then opening it fails too, and says so
-            path.parent.mkdir(parents=True, exist_ok=True)
-    writer = RecordWriter(engine, RecordQueue(max_waiting, keep_images), flush_seconds)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    writer = RecordWriter(engine, RecordQueue(max_waiting, keep_images), flush_seconds, is_synced)
     writer.start()
     writer.has_tried.wait(FIRST_TRY_SECONDS)
     return writer
@@ -314,9 +329,10 @@ class Records:
         max_waiting:int=10_000,  # Records in memory; further ones are lost
         flush_seconds:float=.1,  # How long to gather records for one transaction
         keep_images:bool=False,  # Whether to keep the files themselves
+        is_synced:bool=True,     # Whether what is acknowledged is on disk, not only safe from the end of the process
     ):
         "Starts. Raises `RecordsError` for a URL that can't work or a later release's database."
-        self.writer = start_writer(url, max_waiting, flush_seconds, keep_images)
+        self.writer = start_writer(url, max_waiting, flush_seconds, keep_images, is_synced)
         self.queue = self.writer.queue
         if isinstance(self.writer.state.error, NewerSchemaError):
             self.close(0)

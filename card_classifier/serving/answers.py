@@ -67,7 +67,8 @@ class PredictAnswer(BaseModel):
     request_id:str = Field(description="For feedback and for questions", examples=[REQUEST_ID_EXAMPLE])
     model_version:str = Field(description="Of the model that answered", examples=[VERSION_EXAMPLE])
     recorded:Literal["off", "queued", "written", "lost"] = Field(
-        description="Whether the answers are recorded; `written` only with record=wait")
+        description="Whether the answers are recorded. `written`, only with record=wait: they are on disk, and survive "
+                    "the failure of the machine unless the operator chose --no-sync")
     timings:dict[str, float] = Field(
         description="Milliseconds by stage, of the whole request",
         examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "detect": 0.1, "classify": 4.1, "total": 5.3}])

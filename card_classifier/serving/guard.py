@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['API_KEYS_VARIABLE', 'KEY_NOTE', 'KEY_HEADER', 'KEY_BEARER', 'API_PATHS', 'PAGE_PATHS', 'SECURITY_HEADERS',
-           'API_POLICY', 'PAGE_POLICY', 'LINGER_SECONDS', 'GONE', 'KNOWN_ROUTES', 'QUIET_PATHS', 'CLIENT_GONE',
-           'NO_KEY', 'KEYED_PATHS', 'api_keys', 'is_key_right', 'added_headers', 'refusal_of', 'Exchange',
-           'body_too_large', 'receive_in_bounds', 'refuse', 'route_of', 'note', 'declared_length', 'Guard']
+           'API_POLICY', 'PAGE_POLICY', 'OUR_MISTAKE', 'CROWDED_OUT', 'LINGER_SECONDS', 'SLOWEST_RATE', 'GONE',
+           'KNOWN_ROUTES', 'QUIET_PATHS', 'CLIENT_GONE', 'NO_KEY', 'KEYED_PATHS', 'KeysError', 'api_keys',
+           'is_key_right', 'added_headers', 'is_plain_failure', 'refusal_of', 'Exchange', 'body_too_large',
+           'receive_in_bounds', 'give_way', 'refuse', 'route_of', 'note', 'declared_length', 'Guard']
 
 # %% ../../nbs/serving/06_guard.ipynb #83b013b1
 import asyncio
@@ -22,7 +23,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .problems import IMAGE_PROBLEMS, PROBLEM_TYPE, Problem, problem_response
+from .problems import IMAGE_PROBLEMS, PROBLEM_TYPE, PROBLEMS, Problem, problem_response
 from .telemetry import Metrics, log
 from ..settings import ServeSettings
 
@@ -32,9 +33,20 @@ KEY_NOTE = "One of the operator's keys. A service that was given none asks for n
 KEY_HEADER = APIKeyHeader(name="X-API-Key", scheme_name="key", description=KEY_NOTE, auto_error=False)
 KEY_BEARER = HTTPBearer(scheme_name="bearer", description=KEY_NOTE, auto_error=False)
 
+class KeysError(ValueError):
+    "The variable with the keys is set, and holds none that could be sent."
+
 def api_keys()->list[bytes]:
-    "The keys of which a client needs one; none means that everybody may ask."
-    return [key.strip().encode() for key in os.environ.get(API_KEYS_VARIABLE, "").split(",") if key.strip()]
+    "The keys of which a client needs one; none means that everybody may ask. Raises `KeysError`."
+    text = os.environ.get(API_KEYS_VARIABLE, "")
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    if text and not keys:
+        raise KeysError(f"{API_KEYS_VARIABLE} is set and holds no key, which would let everybody in: "
+                        "write one or several, separated by commas, or unset it")
+    if not all(key.isprintable() for key in keys):
+        raise KeysError(f"{API_KEYS_VARIABLE} holds a line break or another character that no header can carry: "
+                        "separate keys by commas")
+    return [key.encode() for key in keys]
 
 async def is_key_right(
     connection:HTTPConnection, # The request's headers
@@ -47,7 +59,7 @@ async def is_key_right(
     if not given:
         credentials = await KEY_BEARER(connection)
         given = credentials.credentials if credentials else ""
-    return any([hmac.compare_digest(given.encode("latin-1"), key) for key in keys])
+    return any([hmac.compare_digest(given.strip().encode("latin-1"), key) for key in keys])
 
 # %% ../../nbs/serving/06_guard.ipynb #25fe3870
 API_PATHS = ("/v1/", "/health/", "/metrics", "/openapi.json", "/docs", "/static-offline-docs")
@@ -75,6 +87,17 @@ def added_headers(
     is_api = path.startswith(API_PATHS) and not path.startswith(PAGE_PATHS)
     return [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS, *(API_POLICY if is_api else PAGE_POLICY)]
 
+# %% ../../nbs/serving/06_guard.ipynb #30b8a3fe
+OUR_MISTAKE = "this is our mistake; the log has it under the request's id"
+CROWDED_OUT = "the service is busy with large requests that arrive slowly: try again in a moment"
+
+def is_plain_failure(
+    message:Message, # The start of an answer
+)->bool:
+    "Whether a framework is about to answer a mistake of ours in its own plain words."
+    kinds = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
+    return message["status"] >= PROBLEMS["internal"][0] and (not kinds or kinds[0].startswith(b"text/"))
+
 # %% ../../nbs/serving/06_guard.ipynb #005be24f
 def refusal_of(
     document:bytes, # A problem document
@@ -84,7 +107,8 @@ def refusal_of(
     return {"reason": found["type"].removeprefix(PROBLEM_TYPE), "detail": found.get("detail", found["title"])[:300]}
 
 # %% ../../nbs/serving/06_guard.ipynb #4c9e7627
-LINGER_SECONDS = 5 # For a refused client to stop sending and read why
+LINGER_SECONDS = 5  # For a refused client to stop sending and read why
+SLOWEST_RATE = 8192 # Bytes a second, once the first seconds are over: less than any mobile network brings
 GONE = {"type": "http.disconnect"}
 
 class Exchange:
@@ -92,11 +116,11 @@ class Exchange:
     def __init__(self, scope:Scope, receive:Receive, send:Send, settings:ServeSettings):
         self.settings, self.raw_receive, self.raw_send = settings, receive, send
         self.request_id, self.started = uuid.uuid4().hex, time.perf_counter()
-        self.deadline = time.monotonic() + settings.body_seconds
-        self.n_bytes, self.is_body_complete = 0, False
-        self.status, self.reason = 0, ""     # Of the answer, and why it was refused
-        self.is_problem = False              # Whether the answer is a problem document
-        self.details:dict[str, Any] = {}     # Further fields for the log
+        self.began, self.client = time.monotonic(), (scope.get("client") or ("",))[0]
+        self.n_bytes, self.is_body_complete, self.is_crowded_out = 0, False, False
+        self.patience:asyncio.Timeout|None = None # With the client, while a piece is awaited
+        self.status, self.reason, self.is_problem = 0, "", False # Of the answer; why it was refused
+        self.details:dict[str, Any] = {}                         # Further fields for the log
         self.headers = added_headers(scope["path"], self.request_id)
         scope.setdefault("state", {})["exchange"] = self
 
@@ -105,6 +129,8 @@ class Exchange:
         if self.reason:
             return
         if message["type"] == "http.response.start":
+            if is_plain_failure(message):
+                return await refuse(self, Problem("internal", OUR_MISTAKE))
             self.status = message["status"]
             self.is_problem = (b"content-type", b"application/problem+json") in message.get("headers", ())
             message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
@@ -138,16 +164,32 @@ async def receive_in_bounds(
 )->Message:
     "The next piece of a body that is neither too slow nor too large; else the exchange is refused."
     settings = exchange.settings
+    allowed = settings.body_seconds + exchange.n_bytes / SLOWEST_RATE
     try:
-        async with asyncio.timeout(exchange.deadline - time.monotonic()):
+        async with asyncio.timeout(exchange.began + allowed - time.monotonic()) as exchange.patience:
             message = await exchange.receive_raw()
     except TimeoutError:
-        late = f"the request did not arrive within {settings.body_seconds:g} seconds"
-        return await refuse(exchange, Problem("body-too-slow", late))
+        if exchange.is_crowded_out:
+            return await refuse(exchange, Problem("busy", CROWDED_OUT, retry_after=5))
+        late = f"after {allowed:.0f} seconds the request is not there: {settings.body_seconds:g} seconds are given, "
+        return await refuse(exchange, Problem("body-too-slow", late + f"and one more for every {SLOWEST_RATE:,} bytes"))
+    exchange.patience = None
     exchange.n_bytes += len(message.get("body", b""))
     if exchange.n_bytes > settings.max_body:
         return await refuse(exchange, body_too_large(settings))
     return message
+
+# %% ../../nbs/serving/06_guard.ipynb #d8c40e16
+def give_way(
+    exchange:Exchange,          # That is still arriving
+    loop:asyncio.AbstractEventLoop,
+)->None:
+    "Ends an exchange whose bytes others need. From any thread."
+    def end()->None:
+        exchange.is_crowded_out = True
+        if exchange.patience is not None:
+            exchange.patience.reschedule(loop.time())
+    loop.call_soon_threadsafe(end)
 
 async def refuse(
     exchange:Exchange,
@@ -242,6 +284,6 @@ class Guard:
             pass # There is nobody to answer
         except Exception:
             log.exception("unexpected error", request_id=exchange.request_id)
-            await refuse(exchange, Problem("internal", "this is our mistake; the log has it under the request's id"))
+            await refuse(exchange, Problem("internal", OUR_MISTAKE))
         finally:
             note(exchange, scope, self.metrics)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['N_QUICK', 'N_SLOW', 'QUICK_REQUEST_MILLISECONDS', 'Outcome', 'RECORD_SECONDS', 'Lanes', 'slow_place', 'close_lanes',
-           'Service', 'SentFile', 'looked_at', 'classify_files', 'outcome_answer', 'keep_records', 'answer_request',
-           'keep_feedback']
+           'Service', 'SentFile', 'looked_at', 'classify_files', 'outcome_answer', 'keep_records', 'acknowledged',
+           'recording_trouble', 'answer_request', 'keep_feedback']
 
 # %% ../../nbs/serving/04_service.ipynb #8648e1a4
+import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +54,11 @@ class Lanes:
         "While a request is answered. Raises `Problem`."
         structures = [photo.structure for photo in photos if isinstance(photo, Inspected)]
         milliseconds = sum(structure.milliseconds for structure in structures)
-        if milliseconds <= QUICK_REQUEST_MILLISECONDS and all(map(is_quick, structures)):
-            with self.quick:
-                yield
-            return
+        is_quick_one = milliseconds <= QUICK_REQUEST_MILLISECONDS and all(map(is_quick, structures))
         try:
-            with slow_place(self, patience):
+            with self.quick if is_quick_one else slow_place(self, patience):
+                patience.begin()
+                patience.remaining()
                 yield
         except StoppedError:
             raise Problem("not-ready", "the service ends: try again in a moment", retry_after=5) from None
@@ -82,8 +82,6 @@ def slow_place(
             if patience.left.is_set():
                 raise StoppedError("nobody waits for the answer any more")
         try:
-            patience.begin()
-            patience.remaining()
             yield
         finally:
             lanes.slow.release()
@@ -110,19 +108,24 @@ class Service:
         self.settings, self.metrics = settings, metrics or Metrics()
         self.model = ServedModel(settings, self.metrics.worker)
         is_recording = settings.database not in ("", "none")
-        self.records = Records(settings.database, keep_images=settings.keep_images) if is_recording else None
+        options = {"keep_images": settings.keep_images, "is_synced": settings.sync_records}
+        self.records = Records(settings.database, **options) if is_recording else None
         self.drift = DriftWatch(settings.database, lambda: self.model.predictor.folder) if is_recording else None
         self.lanes = Lanes()
         self.pool = ThreadPoolExecutor(N_QUICK + N_SLOW, thread_name_prefix="predict")
         waiting = self.metrics.requests.waiting
         self.admission = Admission(settings.max_waiting, settings.max_body, waiting)
 
-    def close(self)->None:
+    def close(
+        self,
+        seconds_left:Callable[[], float]|None=None, # Of the grace period; None: all of it
+    )->None:
         "Finishes what was accepted and writes what is waiting."
         close_lanes(self.lanes)
         self.pool.shutdown(wait=True)
         self.model.decoder.close()
-        n_lost = self.records.close(self.settings.grace_seconds) if self.records else 0
+        seconds = seconds_left() if seconds_left else self.settings.grace_seconds
+        n_lost = self.records.close(seconds) if self.records else 0
         if n_lost:
             log.error("records lost at the end", n_records=n_lost)
 
@@ -186,23 +189,38 @@ def keep_records(
     request_id:str,
     files:Sequence[SentFile],
     outcomes:Sequence[Outcome],
-    is_waiting:bool,           # Whether to wait until they are written
-)->str:                        # off, queued, written or lost
-    "Records the answers that there are."
+    acknowledgements:list[Future]|None=None, # Gets one for each record, for somebody who waits for it
+)->str:                        # off, queued or lost
+    "Records the answers that there are, and waits for nothing."
     if service.records is None:
         return "off"
     keep_image = service.settings.keep_images
     made = [
         record_of(request_id, index, file.content, one.prediction.to_dict(), one.image, one.logits, keep_image)
         for index, (file, one) in enumerate(zip(files, outcomes, strict=True)) if isinstance(one, Examined)]
-    if not is_waiting:
+    if acknowledgements is None:
         return "queued" if all([service.records.add(record) for record in made]) else "lost"
-    deadline = time.monotonic() + RECORD_SECONDS
-    pending = [service.records.add_and_wait(record) for record in made]
-    try:
-        return "written" if all([one.result(max(0, deadline - time.monotonic())) for one in pending]) else "lost"
-    except TimeoutError:
-        return "queued"
+    acknowledgements += [service.records.add_and_wait(record) for record in made]
+    return "queued"
+
+async def acknowledged(
+    pending:list[Future],         # From `keep_records`
+    seconds:float=RECORD_SECONDS,
+)->str:                           # written, queued or lost
+    "What became of records, awaited in the event loop: a database in trouble keeps no thread that predicts."
+    waiting = [asyncio.wrap_future(one) for one in pending]
+    done, late = await asyncio.wait(waiting, timeout=seconds) if waiting else ((), ())
+    for one in late:
+        one.cancel() # Nobody waits any more; the record stays in the queue
+    if not all([one.result() for one in done]):
+        return "lost"
+    return "queued" if late else "written"
+
+def recording_trouble(
+    service:Service,
+)->str|None: # None if all is well, or nothing is to be recorded
+    "Why answers can't be recorded at the moment, in a word."
+    return service.records.counts().last_error if service.records else None
 
 # %% ../../nbs/serving/04_service.ipynb #1769455f
 def answer_request(
@@ -210,14 +228,14 @@ def answer_request(
     request_id:str,
     files:Sequence[SentFile],
     top_k:int=5,                        # How many candidates to name
-    is_waiting:bool=False,              # Whether to wait until the records are written
+    acknowledgements:list[Future]|None=None, # See `keep_records`
     timings:dict[str, float]|None=None, # Milliseconds of the stages so far
     patience:Patience|None=None,        # Of whoever waits for the answer
 )->tuple[dict[str, Any], list[Outcome]]: # The answer, and what it was made of
     "Classifies and records the files, and says what was seen. Runs in a thread."
     started, timings = time.perf_counter(), dict(timings or {})
     outcomes, model_version = classify_files(service, files, top_k, patience)
-    recorded = keep_records(service, request_id, files, outcomes, is_waiting)
+    recorded = keep_records(service, request_id, files, outcomes, acknowledgements)
     for stage in ("decode", "detect", "classify"):
         timings[stage] = sum(one.prediction.milliseconds[stage] for one in outcomes if isinstance(one, Examined))
     before = timings.get("receive", 0) + timings.get("wait", 0)

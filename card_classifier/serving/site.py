@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['READING_SECONDS', 'FIRST_DRIFT_SECONDS', 'ALWAYS_THERE', 'SETTINGS_VARIABLE', 'look_at', 'DemoService', 'Worker',
-           'reload_on_sighup', 'running', 'DemoPage', 'with_relative_redirects', 'Site', 'Application', 'make_app']
+           'start_tasks', 'reload_on_sighup', 'running', 'DemoPage', 'with_relative_redirects', 'Site', 'Application',
+           'make_app']
 
 # %% ../../nbs/serving/09_site.ipynb #2e7ec4e1
 import asyncio
@@ -37,7 +38,8 @@ from .origins import AllMethods, WithPermission
 from .problems import Problem, image_problem, problem_response
 from .proxies import BehindProxies
 from .service import SentFile, Service, answer_request, keep_feedback, outcome_answer
-from .telemetry import Metrics, log, start_logs
+from .supervision import STOP
+from .telemetry import Metrics, keep_going, log, start_logs
 from ..settings import ServeSettings
 
 # %% ../../nbs/serving/09_site.ipynb #c4e62bb1
@@ -121,13 +123,12 @@ class Worker:
         return self.running
 
     async def watch(self)->None:
-        "Looks for a new bundle, for as long as it runs."
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.watch_seconds or None):
-                    await self.reload_requested.wait()
-            self.reload_requested.clear()
-            await asyncio.to_thread(reload_model, self.service().model)
+        "Looks once for a new bundle, when it is time or somebody asks."
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.watch_seconds or None):
+                await self.reload_requested.wait()
+        self.reload_requested.clear()
+        await asyncio.to_thread(reload_model, self.service().model)
 
     async def watch_drift(self)->None:
         "Tells drift for the metrics, now and then; the log says once why it can't."
@@ -139,15 +140,28 @@ class Worker:
                 log.warning("drift can't be told", reason=reason)
 
     async def take_readings(self)->None:
-        "Keeps the gauges fresh, and ends the worker when its supervisor was killed."
+        "Refreshes the gauges."
+        self.metrics.worker.read(self.service().records)
+        await asyncio.sleep(READING_SECONDS)
+
+    async def mind_supervisor(self)->None:
+        "Ends the worker when its supervisor was killed."
         supervisor = multiprocessing.parent_process()
-        while True:
-            self.metrics.worker.read(self.service().records)
-            if supervisor is not None and not supervisor.is_alive():
-                signal.raise_signal(signal.SIGTERM)
-            await asyncio.sleep(READING_SECONDS)
+        if supervisor is not None and not supervisor.is_alive():
+            signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(READING_SECONDS)
 
 # %% ../../nbs/serving/09_site.ipynb #f4bf0c55
+def start_tasks(
+    worker:Worker, # Whose service runs
+)->list[asyncio.Task]:
+    "What goes on in the background, whatever happens in one round of it."
+    faults = worker.metrics.worker.faults
+    rounds = {"bundle": worker.watch, "readings": worker.take_readings, "supervisor": worker.mind_supervisor}
+    if worker.settings.drift_minutes and worker.service().drift is not None:
+        rounds["drift"] = worker.watch_drift
+    return [asyncio.create_task(keep_going(name, work, faults)) for name, work in rounds.items()]
+
 def reload_on_sighup(
     worker:Worker,
 )->None:
@@ -163,7 +177,7 @@ async def running(
     started = time.perf_counter()
     worker.running = service = Service(worker.settings, worker.metrics)
     reload_on_sighup(worker)
-    tasks = [asyncio.create_task(work()) for work in (worker.watch, worker.take_readings, worker.watch_drift)]
+    tasks = start_tasks(worker)
     seconds = round(time.perf_counter() - started, 2)
     log.info("ready", model_version=service.model.info.model_version, pid=os.getpid(), seconds=seconds)
     try:
@@ -171,7 +185,7 @@ async def running(
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(service.close, lambda: STOP.seconds_left(worker.settings.grace_seconds))
         log.info("stopped", pid=os.getpid())
 
 # %% ../../nbs/serving/09_site.ipynb #7360aca4
