@@ -464,7 +464,7 @@ def test_a_training_crop_is_cut_as_recognition_cuts_it(released):
     cards = [Card.parse("ace of spades"), Card.parse("ten of hearts")]
     scene = render_scene(cards, random_style(4), np.random.default_rng(3), 480, 640)
     found = released.detect(scene.image)
-    crops = crops_of(released, scene.image, scene.image)
+    crops, _ = crops_of(released, scene.image, scene.image)
     assert len(found) == len(crops) == 2
     for detection, crop in zip(found, crops, strict=True):
         assert np.array_equal(

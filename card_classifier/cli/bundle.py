@@ -41,7 +41,7 @@ def bundle(
 @bundle_app.command("add")
 @one_line_errors
 def bundle_add(
-    run:Annotated[str, typer.Argument(help="A run, or a bundle, whose networks go in; one of the same kind is replaced")],
+    run:Annotated[str, typer.Argument(help="A run, or a bundle, whose networks go in, in place of those of a kind")],
     bundle:Annotated[str, typer.Option(help="Where they go; without it the bundle that came with the package")] = "",
     to:Annotated[str, typer.Option(help="Folder for the new bundle; without it the old one is replaced")] = "",
 )->None:

@@ -36,7 +36,7 @@ def is_index_only(
     card:dict, # Of an answer
 )->bool:
     "Whether only the index in a card's corner can be seen."
-    return bool(card.get("is_index") or card.get("index_only"))
+    return card.get("seen") == "index"
 
 def label_of(
     card:dict, # Of an answer

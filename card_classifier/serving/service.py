@@ -54,12 +54,11 @@ class Lanes:
         "While a request is answered. Raises `Problem`."
         structures = [photo.structure for photo in photos if isinstance(photo, Inspected)]
         milliseconds = sum(structure.milliseconds for structure in structures)
-        if milliseconds <= QUICK_REQUEST_MILLISECONDS and all(map(is_quick, structures)):
-            with self.quick:
-                yield
-            return
+        is_quick_one = milliseconds <= QUICK_REQUEST_MILLISECONDS and all(map(is_quick, structures))
         try:
-            with slow_place(self, patience):
+            with self.quick if is_quick_one else slow_place(self, patience):
+                patience.begin()
+                patience.remaining()
                 yield
         except StoppedError:
             raise Problem("not-ready", "the service ends: try again in a moment", retry_after=5) from None
@@ -83,8 +82,6 @@ def slow_place(
             if patience.left.is_set():
                 raise StoppedError("nobody waits for the answer any more")
         try:
-            patience.begin()
-            patience.remaining()
             yield
         finally:
             lanes.slow.release()

@@ -113,6 +113,7 @@ class IndexDetector(Task):
     name = INDEX_DETECTOR
     metric, metric_title = staticmethod(outline_error), "Outlines off on valid, fraction of the diagonal"
     objective, is_larger_better = ("valid", "recall"), True
+    judged_by = ("valid", "recall", "indices found on valid")
     photographs = ("found",)
     what_next = "card-classifier export CLASSIFIER_RUN --index-detector {run}"
 

@@ -204,6 +204,7 @@ class IndexReader(Task):
     name = INDEX_READER
     metric, metric_title = staticmethod(reading_accuracy), "Crops read rightly on valid"
     objective = ("valid", "accuracy")
+    judged_by = ("valid", "", "accuracy on valid")
     photographs = ("mistakes",)
     what_next = "card-classifier export CLASSIFIER_RUN --index-reader {run}"
 

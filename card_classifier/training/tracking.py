@@ -181,7 +181,9 @@ def log_results(self:Tracking,
 )->None:
     "Logs what came of a run: the figures first, which need no answer of W&B, then pictures and tables."
     part, name = task.objective
-    self.attempt(lambda: self.run.log(flat_figures(metrics) | {"objective": metrics[part][name]}))
+    figure = metrics[part][name]
+    value = figure["accuracy"] if isinstance(figure, dict) else figure # A ratio has an interval beside it
+    self.attempt(lambda: self.run.log(flat_figures(metrics) | {"objective": value}))
     def send_tables()->None:
         import wandb
         columns = ["image", "what", "truth", "answer", "probability", "is_right"]
