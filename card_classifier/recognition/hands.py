@@ -128,7 +128,7 @@ HELD_INDEX = (0.5, 0.3) # The same where a hand is held: `HAND` others are that 
 HAND = 4
 MANY_INSIDE = 2     # Other cards' indices on a whole card, from which on it is none
 ALONE = 0.3         # What remains of a probability where no index of the card can be found
-SURE_ALONE = 0.95   # Probability from which on a card needs no index, unless it is a joker
+SURE_ALONE = 0.8    # Probability from which on a card needs no index, unless it is a joker
 JOKER = next(number for number, card in enumerate(CARDS) if card.suit is None)
 
 def index_cards(
