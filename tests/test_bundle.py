@@ -304,7 +304,7 @@ def test_a_tricky_file_name_in_the_format_before_is_no_way_out_of_the_folder(old
 def test_the_released_bundle_knows_its_ancestors_back_to_public_weights():
     info = read_bundle(released_bundle())
     contents = {kind: (released_bundle() / network.file).read_bytes() for kind, network in info.networks.items()}
-    assert info.model_version == model_version_of(contents) == "c4360eb17ffb"
+    assert info.model_version == model_version_of(contents) == "1a307b8bad79"
     for network in info.networks.values():
         runs = {one["run"]: one for one in network.ancestors}
         named = {

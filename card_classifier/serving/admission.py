@@ -9,7 +9,7 @@ __all__ = ['TOO_MUCH', 'MAX_WAITING_BYTES', 'Slot', 'Admission', 'most_in_the_wa
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import prometheus_client
 
@@ -20,7 +20,11 @@ TOO_MUCH = "the service is busy with large requests: try again in a moment"
 
 class Slot:
     "A request's slot; left at the end of a `with` block."
-    def __init__(self, admission:"Admission", client:str, give_way:Callable[[], None]):
+    def __init__(self,
+        admission:Any, # The `Admission` that it belongs to
+        client:str,
+        give_way:Callable[[], None],
+    ):
         self.admission, self.client, self.give_way = admission, client, give_way
         self.n_bytes, self.is_waiting, self.is_in_the_way = 0, False, False
 
