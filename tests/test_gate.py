@@ -16,7 +16,6 @@ from PIL import Image
 
 from card_classifier.bundle import (
     CLASSIFIER,
-    DETECTOR,
     BundleError,
     BundleInfo,
     model_version_of,
@@ -52,7 +51,8 @@ def rewired(folder: Path, change) -> Path:
     "The released bundle with a changed classifier: whole, its checksums right."
     model = onnx.load(RELEASED / INFO.classifier.file)
     change(model)
-    contents = {CLASSIFIER: model.SerializeToString(), DETECTOR: (RELEASED / INFO.detector.file).read_bytes()}
+    contents = {kind: (RELEASED / network.file).read_bytes() for kind, network in INFO.networks.items()}
+    contents[CLASSIFIER] = model.SerializeToString()
     return write_bundle(folder, dataclasses.replace(INFO, model_version=model_version_of(contents)), contents)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PASS', 'WARN', 'FAIL', 'GateLine', 'gate_line', 'check_files', 'check_networks', 'started_from', 'ancestry_gaps',
-           'check_ancestry', 'check_code', 'ImagesHere', 'learned_from', 'check_images', 'check_licence',
+           'check_ancestry', 'check_code', 'ImagesHere', 'is_drawn', 'learned_from', 'check_images', 'check_licence',
            'runs_with_leaks', 'check_leaks', 'bundle_megabytes', 'check_size']
 
 # %% ../../nbs/lifecycle/07_checks.ipynb #daecf3a0
@@ -141,6 +141,12 @@ class ImagesHere:
     n_repeating:int  # Training images that the audit excludes: they repeat or contradict another image
     n_copies:int     # Validation and test images whose very bytes are among the training images not excluded
 
+def is_drawn(
+    record:dict, # From `learned_from`
+)->bool:
+    "Whether a network learned only from what is drawn anew in each epoch, as the code says, and from no images."
+    return record.get("kind") == "deck" and record.get("checksum") == ""
+
 def learned_from(
     info:BundleInfo,
 )->dict[str, dict]: # What each network learned from: name, kind, checksum
@@ -155,6 +161,8 @@ def check_images(
     "Whether it is known from which images a bundle learned."
     problems, doubts, data = [], [], learned_from(candidate)
     for kind, record in data.items():
+        if is_drawn(record):
+            continue
         if not record.get("checksum"):
             problems.append(f"{kind}: the checksum of its images is not recorded, so nobody knows what it learned from")
         elif record["checksum"] not in here:
@@ -201,7 +209,7 @@ def check_leaks(
                             "judged by (data.leave_out=false)")
         if images and images.n_copies:
             problems.append(f"{kind}: {images.n_copies} images that it is judged by are among its training images")
-        if images is None:
+        if images is None and not is_drawn(learned_from(info)[kind]):
             doubts.append("its images are not here to be searched for those it is judged by")
     fine = "every run left out what repeats other splits, and no image is in both"
     return gate_line("leaks", problems, list(dict.fromkeys(doubts)), fine, runs_with_leaks=runs)

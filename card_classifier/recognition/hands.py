@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'TINY', 'CORNER_PLACE', 'OUTSIDE', 'SIDEWAYS', 'INDEX_RATIO', 'DIAGONAL', 'DIAGONAL_SLOPE', 'SURE_INDEX',
-           'HELD_INDEX', 'HAND', 'MANY_INSIDE', 'ALONE', 'SURE_ALONE', 'JOKER', 'N_ROUNDS', 'SUIT_ORDER', 'RANK_ORDER',
-           'SeenCard', 'combined', 'place_in_card', 'belongs', 'is_inside', 'are_of_one_card', 'grouped', 'index_cards',
-           'other_names', 'join_cards', 'one_deck', 'assigned', 'once_each', 'by_suit']
+           'HELD_INDEX', 'HAND', 'MANY_INSIDE', 'ALONE', 'SURE_ALONE', 'JOKER', 'OPPOSITE', 'N_ROUNDS', 'SUIT_ORDER',
+           'RANK_ORDER', 'SeenCard', 'combined', 'place_in_card', 'belongs', 'is_inside', 'are_of_one_card', 'grouped',
+           'is_opposite', 'index_cards', 'other_names', 'join_cards', 'one_deck', 'assigned', 'once_each', 'by_suit']
 
 # %% ../../nbs/recognition/07_hands.ipynb #aa5d3150
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ def grouped(
             mine.append(index)
     return groups
 
-# %% ../../nbs/recognition/07_hands.ipynb #f0a1f301
+# %% ../../nbs/recognition/07_hands.ipynb #f0a1f311
 SURE_INDEX = (0.8, 0.6) # Probability and score from which on an index alone is a card
 HELD_INDEX = (0.5, 0.3) # The same where a hand is held: `HAND` others are that sure
 HAND = 4
@@ -130,9 +130,22 @@ MANY_INSIDE = 2     # Other cards' indices on a whole card, from which on it is 
 ALONE = 0.3         # What remains of a probability where no index of the card can be found
 SURE_ALONE = 0.8    # Probability from which on a card needs no index, unless it is a joker
 JOKER = next(number for number, card in enumerate(CARDS) if card.suit is None)
+OPPOSITE = 0.12 # How far an index may be from where its opposite one says, in widths and heights of the card
 
+def is_opposite(
+    card:SeenCard,
+    index:FoundIndex,
+)->bool:
+    "Whether an index is a known card's other one, though it was read as another card."
+    if not card.is_whole or not card.indices or not belongs(card.corners, index):
+        return False
+    there = place_in_card(card.corners, index.middle)
+    return any(np.abs(there + place_in_card(card.corners, own.middle) - 1).max() < OPPOSITE for own in card.indices)
+
+# %% ../../nbs/recognition/07_hands.ipynb #f0a1f301
 def index_cards(
     groups:list[list[FoundIndex]], # From `grouped`
+    whole:Sequence[SeenCard]=(),   # Cards that were seen whole
 )->list[SeenCard]:
     "Cards of which only indices were seen. A joker is more than its word."
     def is_sure(group:list[FoundIndex], limits:tuple[float, float])->bool:
@@ -140,9 +153,12 @@ def index_cards(
         return (max(index.probabilities.max() for index in group) >= probability
             and max(index.score for index in group) >= score)
 
+    is_held = sum(is_sure(group, SURE_INDEX) for group in groups) >= HAND
+    limits = HELD_INDEX if is_held else SURE_INDEX
+    if not is_held:
+        groups = [group for group in groups if not any(is_opposite(card, group[0]) for card in whole)]
     seen = [SeenCard(combined([index.probabilities for index in group]), group[0].outline, False, group)
             for group in groups]
-    limits = HELD_INDEX if sum(is_sure(group, SURE_INDEX) for group in groups) >= HAND else SURE_INDEX
     return [card for card in seen if card.best != JOKER and is_sure(card.indices, limits)]
 
 # %% ../../nbs/recognition/07_hands.ipynb #120f0508
@@ -176,7 +192,7 @@ def join_cards(
             together = ALONE*together + (1 - ALONE)/NOTHING
         seen.append(SeenCard(together, np.asarray(place), True, used, number))
         free = [index for index in free if not any(index is one for one in used)]
-    return seen + index_cards(grouped(free))
+    return seen + index_cards(grouped(free), seen)
 
 # %% ../../nbs/recognition/07_hands.ipynb #24cd8976
 N_ROUNDS = 100  # Of messages; they change no more after a few dozen

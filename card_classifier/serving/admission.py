@@ -20,11 +20,7 @@ TOO_MUCH = "the service is busy with large requests: try again in a moment"
 
 class Slot:
     "A request's slot; left at the end of a `with` block."
-    def __init__(self,
-        admission:Any, # The `Admission` that it belongs to
-        client:str,
-        give_way:Callable[[], None],
-    ):
+    def __init__(self, admission:Any, client:str, give_way:Callable[[], None]):
         self.admission, self.client, self.give_way = admission, client, give_way
         self.n_bytes, self.is_waiting, self.is_in_the_way = 0, False, False
 
