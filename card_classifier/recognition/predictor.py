@@ -77,7 +77,8 @@ class OpenBundle:
         network = self.info.detector
         found = detect_cards(self.detector, network.input_size, network.thresholds["detection"], photo)
         places = refine_corners(photo, [one.corners for one in found])
-        return Detections([replace(one, corners=place) for one, place in zip(found, places, strict=True)], photo)
+        refined = [replace(one, corners=place) for one, place in zip(found, places, strict=True)]
+        return Detections(sorted(refined, key=lambda one: -one.area), photo)
 
 # %% ../../nbs/recognition/08_predictor.ipynb #a1c0de01
 def run_classifier(
