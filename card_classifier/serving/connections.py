@@ -82,12 +82,13 @@ def note_refusal(
     app:object,     # The guard, which has the metrics
     problem:Problem,
     request_id:str,
+    seconds:float,  # Since it began
 )->None:
     "Counts and logs a request that did not reach the application."
     metrics = getattr(app, "metrics", None)
     if metrics is not None:
         metrics.requests.refuse(problem.reason)
-        metrics.requests.count("other", problem.status)
+        metrics.requests.count("other", problem.status, seconds)
     log.info("request", request_id=request_id, status=problem.status, reason=problem.reason)
 
 # %% ../../nbs/serving/13_connections.ipynb #357faf93
@@ -173,12 +174,12 @@ class TimedProtocol(PlainProtocol):
         if self.is_given_up or self.transport.is_closing():
             return
         self.is_given_up, request_id = True, uuid.uuid4().hex
-        note_refusal(self.app, problem, request_id)
         if is_answering(self):
             self.cycle.keep_alive = False # The connection ends with the answer that is under way
         else:
             self.transport.write(plain_answer(problem, request_id))
             self.transport.close()
+        note_refusal(self.app, problem, request_id, time.monotonic() - self.since) # Last: no fault of it lets one stay
 
 # %% ../../nbs/serving/13_connections.ipynb #03e8770b
 MAX_AHEAD = 32
