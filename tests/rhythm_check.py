@@ -2,7 +2,8 @@
 
 The rules are those of CONTRIBUTING: a title and one sentence first, imports in cells of their own, exported cells of
 at most 40 lines, at most 60 exported lines without a demonstration, files under 500 kB, notebooks numbered in reading
-order: each after those of its folder whose code it builds on. A page that has to break one stands in `EXCEPTIONS` with the reason.
+order: each after those of its folder whose code it builds on. A page that
+has to break one stands in `EXCEPTIONS` with the reason.
 """
 
 import ast

@@ -124,7 +124,7 @@ def test_notebooks_are_fit_to_be_read(path):
 
 def test_a_notebook_stands_after_those_of_its_folder_that_it_builds_on():
     early = Notebook("room/00_early.ipynb", 1, [Cell("code", "#| export\nfrom card_classifier.room import late")])
-    lazy = Notebook("room/01_lazy.ipynb", 1, [Cell("code", "#| export\ndef f():\n    import card_classifier.room.late")])
+    lazy = Notebook("room/01_lazy.ipynb", 1, [Cell("code", "#| export\ndef f():\n import card_classifier.room.late")])
     late = Notebook("room/02_late.ipynb", 1, [Cell("code", "#| export\nfrom card_classifier.room.lazy import f")])
     assert order_problems([early, lazy, late]) == [
         "room/00_early.ipynb imports card_classifier.room.late, which comes later: room/02_late.ipynb"
