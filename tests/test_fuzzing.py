@@ -86,8 +86,9 @@ odd_values = st.one_of(
 NAMES = (
     b"accept accept-encoding accept-language access-control-request-headers access-control-request-method "
     b"authorization cache-control content-encoding content-type cookie expect forwarded if-modified-since "
-    b"if-none-match origin pragma proxy-authorization range referer sec-fetch-mode te traceparent upgrade user-agent via x-api-key x-forwarded-for "
-    b"x-forwarded-host x-forwarded-prefix x-forwarded-proto x-real-ip x-request-id"
+    b"if-none-match origin pragma proxy-authorization range referer sec-fetch-mode te traceparent upgrade "
+    b"user-agent via x-api-key x-forwarded-for x-forwarded-host x-forwarded-prefix x-forwarded-proto "
+    b"x-real-ip x-request-id"
 ).split()
 TYPES = (
     b"multipart/form-data",
