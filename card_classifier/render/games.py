@@ -125,10 +125,10 @@ def bright_card(
     angle = generator.uniform(-0.6, 0.6)
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     around = np.linspace(0, 2*math.pi, 48)
-    oval = np.stack([np.cos(around)*generator.uniform(26, 44), np.sin(around)*generator.uniform(36, 62)], 1)@turn
+    oval = np.stack([np.cos(around)*generator.uniform(26, 44), np.sin(around)*generator.uniform(36, 62)], 1) @ turn
     is_light = generator.random() < 0.6
     if is_light:
-        canvas.polygon(oval + (50, 70), light)
+        canvas.polygon(oval + np.array([50, 70]), light)
     text = one_of(GAMES["texts"]["bright"], generator)
     print_corners(canvas, text, generator, light if generator.random() < 0.8 else (20, 20, 20))
     inner = ground if is_light else light
