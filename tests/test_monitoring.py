@@ -72,5 +72,6 @@ def test_every_alert_has_somewhere_to_go():
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert said.strip() == receiver
     broken = ROUTES.read_text().replace("receiver: on-call", "receiver: nobody")
-    refused = subprocess.run([AMTOOL, "check-config", "/dev/stdin"], input=broken, capture_output=True, text=True, check=False)
+    command = [AMTOOL, "check-config", "/dev/stdin"]
+    refused = subprocess.run(command, input=broken, capture_output=True, text=True, check=False)
     assert refused.returncode != 0

@@ -243,7 +243,8 @@ class WorkerFiles:
             sound = [file for file in files if merged([file]) is not None]
             metrics, n_damaged = merged(sound) or [], len(files) - len(sound)
         yield from metrics
-        yield GaugeMetricFamily("card_classifier_metrics_files_damaged", "Files of workers that can't be read", n_damaged)
+        name, text = "card_classifier_metrics_files_damaged", "Files of workers that can't be read"
+        yield GaugeMetricFamily(name, text, n_damaged)
 
 
 # %% ../../nbs/serving/01_telemetry.ipynb #ca4080be
