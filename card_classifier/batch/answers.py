@@ -11,7 +11,6 @@ __all__ = ['PLAIN', 'ANSWERS', 'FOOTER', 'SHOWN_PROBLEMS', 'arrow_type', 'answer
 import dataclasses
 import functools
 import json
-import shutil
 import tempfile
 import types
 import typing
@@ -41,7 +40,8 @@ def arrow_type(
     if kind in PLAIN:
         return PLAIN[kind]
     if dataclasses.is_dataclass(kind):
-        return pyarrow.struct([(item.name, arrow_type(item.type)) for item in dataclasses.fields(kind) if item.metadata])
+        fields = [item for item in dataclasses.fields(kind) if item.metadata]
+        return pyarrow.struct([(item.name, arrow_type(item.type)) for item in fields])
     if origin is types.UnionType: # With None
         return arrow_type(next(part for part in parts if part is not types.NoneType))
     if origin is dict:

@@ -135,7 +135,8 @@ def write_manifest(
     told = {"format": FORMAT, "asked": asdict(asked), "is_complete": is_complete(progress, plan),
         "shards": progress.shards, **progress.counts, "failed": progress.failed, "not_opened": list(plan.problems),
         "parts": parts}
-    write_text(store, MANIFEST, json.dumps(told, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
+    text = json.dumps(told, indent=1, ensure_ascii=False)
+    write_text(store, MANIFEST, text.encode("utf-8", "backslashreplace").decode())
 
 def is_complete(
     progress:Progress,
@@ -163,7 +164,8 @@ def write_bad_files(
 )->Counter: # Reason to number; names in quotes are left out of reasons
     "Writes the list of what could not be read, and counts its reasons."
     reasons = Counter()
-    with store.whole(BAD_FILES) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with store.whole(BAD_FILES) as draft, draft.open("w", **how) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "error"))
         for name, error in bad_files(store, plan, progress):

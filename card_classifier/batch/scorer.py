@@ -93,11 +93,11 @@ def carefully(
     "The same one by one, each noted before; what killed others is left out."
     store, shard, attempts = noted
     for picture in chunk:
-        if attempts.deaths.get(picture.name, 0) >= MOST_DEATHS:
-            picture = Picture(picture.name, BrokenImageError(DEADLY))
+        is_deadly = attempts.deaths.get(picture.name, 0) >= MOST_DEATHS
         attempts.at = picture.name
         note(store, shard, attempts)
-        yield from answers_about(predictor, [picture], top_k)
+        looked_at = Picture(picture.name, BrokenImageError(DEADLY)) if is_deadly else picture
+        yield from answers_about(predictor, [looked_at], top_k)
     attempts.at = ""
     note(store, shard, attempts)
 
