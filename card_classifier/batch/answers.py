@@ -223,6 +223,7 @@ class PartWriter:
             with suppress(OSError): # The disk is full
                 one.close()
 
+# %% ../../nbs/batch/02_answers.ipynb #0761ae3f
 @contextmanager
 def written_part(
     store:Store,

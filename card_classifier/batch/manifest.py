@@ -145,6 +145,7 @@ def is_complete(
     "Whether nothing is left for another run."
     return len(progress.done) == progress.shards and not plan.problems
 
+# %% ../../nbs/batch/03_manifest.ipynb #527ef95d
 def bad_files(
     store:Store,
     plan:Plan,

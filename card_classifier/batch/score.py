@@ -46,6 +46,7 @@ def unheard()->Iterator[None]:
             os.dup2(nowhere.fileno(), 2)
         yield
 
+# %% ../../nbs/batch/05_score.ipynb #6bfc74e3
 def start_ray(
     address:str,   # Of a cluster, or `auto` within it; empty: this machine alone
     n_workers:int, # Cores to use of this machine
@@ -168,6 +169,7 @@ def check_apart(
         raise BatchError(f"{store.place.address} lies within {plan.place.address}, where the answers would be scored "
                          "by the next run: choose another folder")
 
+# %% ../../nbs/batch/05_score.ipynb #657e5ab8
 def send_bundle(
     store:Store,
     bundle:Path,
@@ -179,6 +181,7 @@ def send_bundle(
         with store.whole(f"{BUNDLE}/{file.name}") as draft:
             draft.write_bytes(file.read_bytes())
 
+# %% ../../nbs/batch/05_score.ipynb #a08cd834
 MANIFEST_SECONDS = 10 # How often the manifest is written
 
 def follow(
@@ -211,6 +214,7 @@ def check_shared(
         raise ClusterError(f"{len(missing)} parts are not in {store.place.address}: it is no folder that all machines "
                            "of the cluster share; name a bucket or a shared folder")
 
+# %% ../../nbs/batch/05_score.ipynb #fa1d6d44
 def score(
     source:str,   # A folder, a tar or an address in a bucket
     to:str,       # Folder or address for the answers
