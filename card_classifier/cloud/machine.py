@@ -154,7 +154,7 @@ def start_machine(
         advice = "ask for GPU quota in the console under IAM & Admin, Quotas; it takes hours to days"
     raise CloudError(f"no zone has a {job.settings.machine_type}: {told}. Nothing was started; {advice}", last.kind)
 
-# %% ../../nbs/cloud/03_machine.ipynb #c8f4a744
+# %% ../../nbs/cloud/03_machine.ipynb #38910dde
 @dataclass(frozen=True)
 class CloudRun:
     "A run in the cloud, as far as is known."
@@ -169,7 +169,7 @@ def machine_listing(
     project:str,
 )->Request:
     "Asks for all machines that are ours, in all zones."
-    query = {"filter": f"labels.app={APP}", "returnPartialSuccess": "true"}
+    query = {"filter": f"labels.app={APP}"}
     path = f"compute/v1/projects/{project}/aggregated/instances"
     return Request("compute", "GET", path, None, query, "list machines")
 
