@@ -435,6 +435,7 @@ class GateSettings(SettingsGroup):
     max_images:int = setting(1000, "Validation images, at most; of more an even selection is taken", minimum=53)
     n_scenes:int = setting(300, "Composed photographs with cards", minimum=1)
     n_empty:int = setting(100, "Composed photographs without any card", minimum=1)
+    n_hands:int = setting(60, "Composed hands of cards, for bundles that read indices", minimum=1)
     scene_size:int = setting(640, "Longer side of a composed photograph in pixels", minimum=320, maximum=4096)
     seed:int = setting(1_311_768, "Seed of the composed photographs; no training uses it", minimum=0)
 
