@@ -2,7 +2,8 @@
 
 The rules are those of CONTRIBUTING: a title and one sentence first, imports in cells of their own, exported cells of
 at most 40 lines, at most 60 exported lines without a demonstration, files under 500 kB, notebooks numbered in reading
-order. A page that has to break one stands in `EXCEPTIONS` with the reason.
+order: each after those of its folder whose code it builds on. A page that
+has to break one stands in `EXCEPTIONS` with the reason.
 """
 
 import ast
@@ -62,6 +63,17 @@ class Cell:
     def is_demonstration(self) -> bool:
         "Whether a reader sees it use what was exported."
         return self.kind == "code" and bool(self.lines) and not self.directives & (EXPORTS | {"default_exp", "hide"})
+
+    @property
+    def modules(self) -> set[str]:
+        "Modules of the package that it imports at once; what a function imports when it is called may come later."
+        found = set()
+        for statement in self.statements:
+            if isinstance(statement, ast.Import):
+                found.update(name.name for name in statement.names)
+            elif isinstance(statement, ast.ImportFrom) and statement.module:
+                found.update({statement.module}, {f"{statement.module}.{name.name}" for name in statement.names})
+        return {name for name in found if name.startswith("card_classifier.")}
 
     @property
     def mixes_imports(self) -> bool:
@@ -152,10 +164,25 @@ def numbering_problems(names: list[str]) -> list[str]:
     ]
 
 
+def order_problems(notebooks: list[Notebook]) -> list[str]:
+    "Numbered notebooks that stand before one of their folder whose code they build on."
+    pages = {notebook.name[:-6]: notebook for notebook in notebooks if re.match(r"(.*/)?\d\d_", notebook.name)}
+    modules = {re.sub(r"(^|/)\d\d_", r"\1", name).replace("/", "."): name for name in pages}
+    return [
+        f"{name}.ipynb imports {module}, which comes later: {needed}.ipynb"
+        for name, notebook in pages.items()
+        for module in sorted({found for cell in notebook.cells if cell.directives & EXPORTS for found in cell.modules})
+        if (needed := modules.get(module.removeprefix("card_classifier.")))
+        and needed > name
+        and needed.rpartition("/")[0] == name.rpartition("/")[0]
+    ]
+
+
 def check(folder: Path, exceptions: dict[str, dict[str, str]]) -> list[str]:
     "What is wrong with the notebooks under a folder, one line each; an exception that is not needed is wrong too."
     notebooks = read_notebooks(folder)
     problems = numbering_problems([notebook.name for notebook in notebooks])
+    problems += order_problems(notebooks)
     broken = {notebook.name: notebook.problems() for notebook in notebooks}
     for name, found in broken.items():
         problems += [f"{name}: {problem}" for rule, problem in found.items() if rule not in exceptions.get(name, {})]

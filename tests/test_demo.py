@@ -132,6 +132,7 @@ def visit(server, browser):
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
+        page.on("filechooser", lambda _: None)  # From now on: Playwright takes a while until it hears of choosers
         if script:
             page.add_init_script(script)
         page.on("request", lambda request: seen.append(request.url))

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-
+from rhythm_check import Cell, Notebook, order_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -120,6 +120,15 @@ def test_notebooks_are_fit_to_be_read(path):
             assert "/site-packages/" not in str(cell.outputs), (
                 "a warning with a path of some machine: silence it, or run the notebook again"
             )
+
+
+def test_a_notebook_stands_after_those_of_its_folder_that_it_builds_on():
+    early = Notebook("room/00_early.ipynb", 1, [Cell("code", "#| export\nfrom card_classifier.room import late")])
+    lazy = Notebook("room/01_lazy.ipynb", 1, [Cell("code", "#| export\ndef f():\n import card_classifier.room.late")])
+    late = Notebook("room/02_late.ipynb", 1, [Cell("code", "#| export\nfrom card_classifier.room.lazy import f")])
+    assert order_problems([early, lazy, late]) == [
+        "room/00_early.ipynb imports card_classifier.room.late, which comes later: room/02_late.ipynb"
+    ]
 
 
 def test_no_secret_and_no_data_is_tracked():

@@ -396,7 +396,8 @@ def test_a_pull_request_is_trained_and_reported_beside_the_commit_before_it(chec
 @executes("make PYTHON=python docs")
 def test_the_site_is_rendered_after_its_pages_were_checked(checkout):
     assert RULES["docs"] == ["docs-check"], "make test has processed and checked every page"
-    listed = subprocess.run(["make", "-n", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rehearsal = ["make", "--no-print-directory", "-n", "docs"]
+    listed = subprocess.run(rehearsal, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = listed.strip().splitlines()[-1]
     shown = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True, check=False,
                            env=os.environ | {"PATH": f"{TOOLS}:/usr/bin:/bin", "PYTHONPATH": str(checkout)})
