@@ -205,6 +205,8 @@ class SceneSettings(SettingsGroup):
     n_valid:int = setting(320,
         "Scenes for validation, always the same, with decks of designs that training doesn't show", minimum=1)
     n_decks:int = setting(24, "Rendered decks that are laid out", minimum=1)
+    n_prints:int = setting(0,
+        "Further decks for the crops, printed as people hold them, with the letters of many countries", minimum=0)
     crops_per_image:float = setting(0.0,
         "Crops of composed scenes that a training batch of the classifier has for each of its images",
         minimum=0, maximum=4, search=SearchRange(0, 1))
@@ -436,6 +438,7 @@ class GateSettings(SettingsGroup):
     max_images:int = setting(1000, "Validation images, at most; of more an even selection is taken", minimum=53)
     n_scenes:int = setting(300, "Composed photographs with cards", minimum=1)
     n_empty:int = setting(100, "Composed photographs without any card", minimum=1)
+    n_hands:int = setting(60, "Composed hands of cards, for bundles that read indices", minimum=1)
     scene_size:int = setting(640, "Longer side of a composed photograph in pixels", minimum=320, maximum=4096)
     seed:int = setting(1_311_768, "Seed of the composed photographs; no training uses it", minimum=0)
 
