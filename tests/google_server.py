@@ -1,7 +1,8 @@
 """Google on this machine: its APIs, a bucket, and a metadata server.
 
-Each request is held against Google's own descriptions. The bucket is gcp-storage-emulator; the rest answers what a test prepares. The descriptions are the discovery documents
-that come with google-api-python-client: they know each method's path, parameters and the fields of its body.
+Each request is held against Google's own descriptions, the discovery documents that come with google-api-python-client:
+they know each method's path, parameters and the fields of its body. The bucket is gcp-storage-emulator; the rest
+answers what a test prepares.
 """
 
 import contextlib
