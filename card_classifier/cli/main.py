@@ -16,7 +16,7 @@ from .terminal import app
 GROUPS = (
     "settings", "data", "feedback", "training", "experiments", "sweeps",
     "evaluation", "export", "bundle", "prediction", "serving", "records", "drift",
-    "models", "gate", "reproduction", "adapt")
+    "models", "gate", "reproduction", "cloud")
 
 for group in GROUPS:
     import_module(f"card_classifier.cli.{group}")
