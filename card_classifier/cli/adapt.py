@@ -8,12 +8,10 @@ __all__ = ['IN_ORDER', 'FACE_SIDE', 'MIN_CARD_SIDE', 'MIN_SHARPNESS', 'OWN', 'N_
            'own_bundle', 'verdict_rows', 'adapt']
 
 # %% ../../nbs/cli/26_adapt.ipynb #d60bbf03
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -24,10 +22,6 @@ from .sources import PHOTO, sources_in
 from .terminal import CommandError, app, needs, one_line_errors, print_table, progress_bars
 from .training import train_run
 from ..configuration import checkout, compose
-
-if TYPE_CHECKING:
-    from card_classifier.recognition.predictor import Predictor
-    from card_classifier.render.composition import ComposedScene, Deck
 
 # %% ../../nbs/cli/26_adapt.ipynb #bb270a97
 IN_ORDER = tuple(rank for rank in Rank if rank is not Rank.JOKER)
@@ -77,6 +71,7 @@ class Collected:
     def missing(self)->list[Card]: # Jokers may be
         return [card for card in CARDS if card not in self.faces and card.suit is not None]
 
+# %% ../../nbs/cli/26_adapt.ipynb #5ad0a102
 def sharpness(
     face:np.ndarray, # uint8 (n, n, 3), RGB
 )->float:
@@ -86,7 +81,7 @@ def sharpness(
     return float(cv2.Laplacian(grey, cv2.CV_64F).var())
 
 def faces_in(
-    predictor:"Predictor", # Whose detector looks
+    predictor:Any, # Whose detector looks
     file:Path,             # A picture
     n_cards:int,           # That it shows
 )->list[np.ndarray]:       # uint8 (n, n, 3), RGB, in reading order
@@ -108,8 +103,9 @@ def faces_in(
         raise ValueError("a card is out of focus, or too dark: photograph it again")
     return faces
 
+# %% ../../nbs/cli/26_adapt.ipynb #5ad0a104
 def collect(
-    predictor:"Predictor",
+    predictor:Any,
     folder:Path,
 )->Collected:
     "The deck in a folder of photographs."
@@ -139,8 +135,8 @@ def collect(
 N_SCENES, SCENE_SIDE, SCENE_SEED = 60, 960, 5150
 
 def read_cards(
-    predictor:"Predictor",
-    scene:"ComposedScene",
+    predictor:Any,
+    scene:Any,
 )->list[bool]: # For each card that can be recognised
     "Which cards of a scene are named rightly, where they lie."
     from card_classifier.render.composition import is_recognisable
@@ -158,7 +154,7 @@ def read_cards(
 
 def compare_bundles(
     bundles:tuple[Path, Path], # Before and after
-    decks:list["Deck"],        # One of them is laid in each scene
+    decks:list[Any],        # One of them is laid in each scene
     report:object,             # Called with (done, total, what)
     what:str,                  # For the bar
     n_scenes:int=N_SCENES,
@@ -170,7 +166,7 @@ def compare_bundles(
     for number in range(n_scenes):
         scene = compose_scene(decks, np.random.default_rng([SCENE_SEED, number]), SCENE_SIDE)
         for answers, predictor in zip(right, predictors, strict=True):
-            answers += read_cards(predictor, scene)
+            answers.extend(read_cards(predictor, scene))
         report(number + 1, n_scenes, what)
     return np.array(right[0]), np.array(right[1])
 
@@ -191,9 +187,10 @@ def own_bundle(
     info = dataclasses.replace(info, name=run.name, networks=networks, model_version=version, metrics={})
     return write_bundle(run/"adapted", info, contents, overwrite=True)
 
+# %% ../../nbs/cli/26_adapt.ipynb #5ad0a106
 def verdict_rows(
     bundles:tuple[Path, Path], # Before and after
-    own:"Deck",
+    own:Any,
 )->list[tuple[str, str, str, str]]: # What was read, before, after, and what to think of it
     "How both bundles read the own deck and other decks."
     from card_classifier.evaluation.comparison import chance_of_loss
@@ -230,7 +227,7 @@ def adapt(
     for problem in deck.problems:
         typer.echo(problem, err=True)
     missing = ", ".join(card.class_name for card in deck.missing)
-    if not deck.faces or (deck.problems or missing) and not partly:
+    if not deck.faces or ((deck.problems or missing) and not partly):
         lacks = f"; missing: {missing}" if missing else ""
         raise CommandError(f"{len(deck.faces)} cards can be used, {len(deck.problems)} pictures can't{lacks}")
     own = root/"outputs"/"decks"/folder.resolve().name
