@@ -266,7 +266,7 @@ def info_problems(
         problems.append("class_names must be the 53 cards in the order of card_classifier.cards.CLASS_NAMES")
     for kind, network in info.networks.items():
         problems += network_problems(kind, network) if kind in THRESHOLDS else []
-    return problems + name_problems(info) + reference_problems(info)
+    return problems or name_problems(info) + reference_problems(info)
 
 # %% ../nbs/06_bundle.ipynb #dbd7bd97
 def bundle_json(

@@ -204,6 +204,8 @@ class SceneSettings(SettingsGroup):
     n_valid:int = setting(320,
         "Scenes for validation, always the same, with decks of designs that training doesn't show", minimum=1)
     n_decks:int = setting(24, "Rendered decks that are laid out", minimum=1)
+    n_prints:int = setting(0,
+        "Further decks for the crops, printed as people hold them, with the letters of many countries", minimum=0)
     crops_per_image:float = setting(0.0,
         "Crops of composed scenes that a training batch of the classifier has for each of its images",
         minimum=0, maximum=4, search=SearchRange(0, 1))

@@ -91,7 +91,7 @@ def serving(folder, bundle, *options, environment=(), workers=1, database="none"
 
 def events(folder):
     "The service's log, one dictionary a line."
-    return [json.loads(line) for line in (folder / "log").read_text().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in (folder / "log").read_text().split("\n") if line.startswith("{")]
 
 
 def wait_for(condition, seconds=60):

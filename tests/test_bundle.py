@@ -129,6 +129,7 @@ def test_a_wrong_description_is_refused_with_advice(bundle, values, words):
         ({"sha256": "00"}, "SHA-256"),
         ({"sha256": 7}, "sha256 must be a str"),
         ({"sha256": "0" * 64}, "checksum differs.*get the bundle again"),
+        ({"file": []}, "file must be a str"),
         ({"file": ""}, "plain name"),
         ({"file": "../../etc/passwd"}, "plain name"),
         ({"file": ".."}, "plain name"),

@@ -234,6 +234,8 @@ class PageRoutes:
     async def show(self, request:Request)->Response:
         "The page."
         status, body = await call_app(self.app, request.scope)
+        if status != 200:
+            raise RefusedRequestError(404, TEXTS["gateway"]["nothing"])
         head = head_html(self.backend.max_files, self.backend.max_body)
         content, headers = rewrite_page(body.decode(), head).encode(), dict(PAGE_HEADERS)
         if "gzip" in request.headers.get("accept-encoding", ""):
@@ -242,7 +244,9 @@ class PageRoutes:
 
     async def theme(self, request:Request)->Response:
         "The colours of Gradio's parts; the address changes with them."
-        _, body = await call_app(self.app, request.scope)
+        status, body = await call_app(self.app, request.scope)
+        if status != 200:
+            raise RefusedRequestError(404, TEXTS["gateway"]["nothing"])
         return Response(body, media_type="text/css", headers={"Cache-Control": IMMUTABLE})
 
     async def event(self, request:Request)->Response:
@@ -350,7 +354,7 @@ async def respond(
 )->Response:
     "Finds who answers a request. Raises `RefusedRequestError`."
     root = request.scope.get("root_path", "").rstrip("/")
-    path = request.scope["path"].removeprefix(root).lstrip("/")
+    path = request.scope["path"].removeprefix(root).removeprefix("/")
     method = "GET" if request.method == "HEAD" else request.method
     if (method, path) in gateway.routes:
         return await gateway.routes[method, path](request)

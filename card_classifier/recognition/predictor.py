@@ -124,7 +124,7 @@ class Crop:
     "What the classifier sees of a photo."
     image:np.ndarray      # uint8 (size, size, 3)
     corners:Corners|None  # Where it comes from; None for the photo as a whole
-    is_index:bool=False   # Whether it shows an index, and not a card
+    is_index:bool=False   # Whether only an index of the card was seen
 
     def _repr_html_(self)->str:
         height, width = self.image.shape[:2]
@@ -247,7 +247,7 @@ def crop_of(
         return examination.crops[seen.number]
     width, height = examination.size
     place = relative_corners(seen.corners, np.empty((height, width, 0)))
-    return Crop(resize_image(seen.indices[0].image, size), place, is_index=True)
+    return Crop(resize_image(seen.indices[0].image, size), place, is_index=not seen.is_whole)
 
 def join_indices(
     bundle:OpenBundle,
@@ -263,8 +263,7 @@ def join_indices(
     seen = join_cards(quadrilaterals, said[:len(quadrilaterals)], one.indices)
     if not seen:
         return
-    logits = [one.logits[card.number] if card.is_unchanged else info.temperature*np.log(card.probabilities + TINY)
-              for card in seen]
+    logits = [info.temperature*np.log(card.probabilities + TINY) for card in seen]
     one.crops, one.logits = [crop_of(one, card, info.input_size) for card in seen], np.float32(logits)
     one.milliseconds["classify"] += 1000*(time.perf_counter() - start)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECK_FACE_WIDTH', 'ARRANGEMENTS', 'FORMATS', 'INDEX', 'UNIT_SQUARE', 'MIN_VISIBLE_INDEX', 'MIN_WITH_INDEX', 'Deck',
-           'rendered_deck', 'fills_image', 'face_from_image', 'photographed_deck', 'card_length', 'place_in_line',
-           'arrange_cards', 'visible_fraction', 'index_visible_fraction', 'is_recognisable', 'ComposedScene', 'dim',
-           'measure_visibility', 'lay_objects', 'compose']
+           'deck_of', 'rendered_deck', 'fills_image', 'face_from_image', 'photographed_deck', 'card_length',
+           'place_in_line', 'arrange_cards', 'visible_fraction', 'index_visible_fraction', 'is_recognisable',
+           'ComposedScene', 'dim', 'measure_visibility', 'lay_objects', 'compose']
 
 # %% ../../nbs/render/08_composition.ipynb #6b3e252f
 import math
@@ -23,7 +23,7 @@ from .faces import card_outline, render_back, render_face
 from .objects import cover_card, lay_object
 from .photograph import SCENE_CHOICES, develop, lay_card, project, rectangle_at
 from .scenes import Scene, camera, place_cards
-from .styles import CARD_HEIGHT, CARD_WIDTH, random_style
+from .styles import CARD_HEIGHT, CARD_WIDTH, DeckStyle, random_style
 
 # %% ../../nbs/render/08_composition.ipynb #0a564e86
 DECK_FACE_WIDTH = 160 # Pixels; larger cards in a scene are as blurred as a phone's
@@ -35,15 +35,21 @@ class Deck:
     targets:tuple[int, ...]      # Class index of each face
     back:np.ndarray              # RGBA, uint8
 
+def deck_of(
+    style:DeckStyle,
+    width:int, # Pixels
+)->Deck:       # All 53 cards
+    "The deck of a style."
+    faces = tuple(render_face(card, style, width) for card in CARDS)
+    return Deck(faces, tuple(range(len(CARDS))), render_back(style, width))
+
 def rendered_deck(
     seed:int,
     family:str="train",        # "train" or "unseen": they share no fonts, layouts, palettes or suit shapes
     width:int=DECK_FACE_WIDTH, # Pixels
 )->Deck:                       # All 53 cards
     "One deck of our own drawing."
-    style = random_style(seed, family)
-    faces = tuple(render_face(card, style, width) for card in CARDS)
-    return Deck(faces, tuple(range(len(CARDS))), render_back(style, width))
+    return deck_of(random_style(seed, family), width)
 
 # %% ../../nbs/render/08_composition.ipynb #1013430b
 def fills_image(

@@ -18,12 +18,14 @@ from ..data.cache import CachedImages
 from ..geometry import intersection_over_union
 from ..images import straighten
 from card_classifier.render.composition import (
-    DECK_FACE_WIDTH, ComposedScene, Deck, compose, is_recognisable, photographed_deck, rendered_deck,
+    DECK_FACE_WIDTH, ComposedScene, Deck, compose, deck_of, is_recognisable, photographed_deck, rendered_deck,
 )
+from ..render.games import game_card
 from ..render.objects import flat_object
 from ..render.photograph import develop, project, rectangle_at
+from ..render.prints import print_style
 from ..render.scenes import Scene
-from ..render.styles import CARD_HEIGHT, CARD_WIDTH
+from ..render.styles import CARD_HEIGHT, CARD_WIDTH, LETTERS
 from ..settings import Settings
 
 # %% ../../nbs/training/05_crops.ipynb #1ec6f4bb
@@ -102,9 +104,12 @@ def lone_object(
     generator:np.random.Generator,
     size:int,    # Side in pixels
 )->np.ndarray:   # uint8 (size, size, 3)
-    "A card that lies face down, or another flat object, straightened."
-    is_back = generator.random() < 0.4
-    flat = decks[generator.integers(len(decks))].back if is_back else flat_object(generator, DECK_FACE_WIDTH)
+    "A card that lies face down, a card of another game, or another flat object, straightened."
+    kind = generator.random()
+    if kind < 0.25:
+        flat = decks[generator.integers(len(decks))].back
+    else:
+        flat = (game_card if kind < 0.7 else flat_object)(generator, DECK_FACE_WIDTH)
     height, width = flat.shape[:2]
     edge = generator.uniform(-0.04, 0.06, (4, 2))*width
     corners = np.float32([(0, 0), (width, 0), (width, height), (0, height)]) + edge
@@ -143,7 +148,7 @@ def scene_crops(
             targets.append(target)
         wanted = max(1, round(negatives/(1 - negatives)*len(scene.corners)))
         for _ in range(min(2, wanted)): # More of one scene would look too much alike
-            is_alone = generator.random() < 0.25
+            is_alone = generator.random() < 0.5
             image = lone_object(decks, generator, size) if is_alone else negative_crop(scene, generator, size)
             if image is not None:
                 images.append(image)
@@ -158,10 +163,15 @@ def card_decks(
 )->list[Deck]:
     "The decks of a run."
     decks, scenes = [], settings.scenes
-    for seed in range(scenes.n_decks):
-        decks.append(rendered_deck(settings.train.seed*1000 + seed))
+    n_decks, first, letters = scenes.n_decks + scenes.n_prints, settings.train.seed*1000, sorted(LETTERS)
+    for number in range(n_decks):
+        if number < scenes.n_decks:
+            decks.append(rendered_deck(first + number))
+        else: # Every second with the letters of a country, all countries alike
+            chosen = letters[number//2 % len(letters)] if number % 2 else None
+            decks.append(deck_of(print_style(first + number, letters=chosen), DECK_FACE_WIDTH))
         if progress:
-            progress(seed + 1, scenes.n_decks, "rendering decks")
+            progress(number + 1, n_decks, "rendering decks")
     if images is None or not scenes.n_photographed:
         return decks
     order = np.random.default_rng(settings.train.seed).permutation(len(images))
