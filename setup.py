@@ -16,8 +16,8 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-extras = ("serve", "heic", "parquet", "watch", "video", "train", "dev")
-serve, heic, parquet, watch, video, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
+extras = ("serve", "heic", "parquet", "watch", "video", "cloud", "train", "dev")
+serve, heic, parquet, watch, video, cloud, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -46,8 +46,9 @@ setup(
         "parquet": parquet,
         "watch": watch,
         "video": video,
-        "train": train,
-        "dev": [*train, *serve, *heic, *parquet, *watch, *video, *dev],
+        "cloud": cloud,
+        "train": [*train, *cloud],
+        "dev": [*train, *serve, *heic, *parquet, *watch, *video, *cloud, *dev],
     },
     entry_points={
         "console_scripts": requirements("console_scripts"),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from card_classifier.serving.telemetry import Metrics
+from card_classifier.serving.telemetry import Metrics, SupervisorMetrics
 from card_classifier.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,15 +55,19 @@ def test_containers_can_write_nothing_but_their_volumes_and_are_probed():
     assert {one["name"] for one in serve["env"]} <= VARIABLES
 
 
-def test_the_compose_file_is_what_compose_takes_and_as_closed():
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.monitoring.yaml"])
+def test_the_compose_files_are_what_compose_takes_and_as_closed(name):
     checker = Path(sys.executable).with_name("check-jsonschema")
-    command = [checker, "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"]
+    command = [checker, "--builtin-schema", "vendor.compose-spec", DEPLOY / name]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    services = yaml.safe_load((DEPLOY / name).read_text())["services"]
     for service in services.values():
         assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["healthcheck"]["test"]
-    assert set(services["serve"]["environment"]) <= VARIABLES
+        files = [one.split(":")[0] for one in service["volumes"] if one.startswith("./")]
+        assert all((DEPLOY / file).exists() for file in files)
+    if "serve" in services:
+        assert set(services["serve"]["environment"]) <= VARIABLES
 
 
 def queries() -> dict[str, str]:
@@ -73,22 +78,31 @@ def queries() -> dict[str, str]:
         for panel in board["panels"]
         for target in panel["targets"]
     }
+    for annotation in board["annotations"]["list"]:
+        found[f"annotation {annotation['name']}"] = annotation["expr"]
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"]
-    return found | {rule["alert"]: rule["expr"] for group in rules for rule in group["rules"]}
+    for number, rule in enumerate(rule for group in rules for rule in group["rules"]):
+        found[f"{number} {rule.get('alert') or rule['record']}"] = rule["expr"]
+    return found
 
 
-def test_queries_name_only_metrics_and_labels_that_there_are():
-    metrics, labels = set(), {"job", "instance", "le", "pid", "route", "status", "reason", "result"}
-    for family in Metrics().registry.collect():
+def test_queries_name_only_metrics_and_labels_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("CARD_CLASSIFIER_SUPERVISOR_METRICS", str(tmp_path / "supervisor.prom"))
+    SupervisorMetrics().publish()
+    metrics, labels = {"card_classifier_metrics_files_damaged"}, {"job", "instance", "pid", "slo", "window"}
+    for family in text_string_to_metric_families(Metrics().exposition().decode()):
         name = {"counter": f"{family.name}_total"}.get(family.type, family.name)
         metrics |= {f"{name}{end}" for end in ("_bucket", "_sum", "_count")} if family.type == "histogram" else {name}
-    labels |= {"version", "stage", "card", "statistic"}
+    labels |= {"route", "status", "reason", "result", "le", "version", "stage", "card", "statistic", "task"}
+    labels |= {"alertname", "alertstate", "severity"}
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"]
+    metrics |= {rule["record"] for group in rules for rule in group["rules"] if "record" in rule}
     for title, query in queries().items():
-        named = set(re.findall(r"\bcard_classifier_\w+", query))
+        named = set(re.findall(r"\bcard_classifier[_:][\w:]+", query))
         assert named <= metrics, f"{title}: {named - metrics}"
-        assert named or query.startswith("up{"), title
+        assert named or re.match(r"up\{|absent\(up\{|vector|(count by .*)?ALERTS", query), title
         asked = set(re.findall(r"[{,]\s*(\w+)\s*[=!]", query))
-        for group in re.findall(r"\bby \(([^)]*)\)", query):
+        for group in re.findall(r"\b(?:by|on|ignoring) \(([^)]*)\)", query):
             asked |= {label.strip() for label in group.split(",")}
         assert asked <= labels, f"{title}: {asked - labels}"
 
@@ -104,7 +118,7 @@ def test_queries_and_alerts_are_what_prometheus_takes(tmp_path):
     for command in (
         ["check", "rules", tmp_path / "queries.yaml"],
         ["check", "config", DEPLOY / "prometheus" / "prometheus.yaml"],
-        ["test", "rules", DEPLOY / "prometheus" / "rules_test.yaml"],
+        ["test", "rules", DEPLOY / "prometheus" / "rules_test.yaml", DEPLOY / "prometheus" / "rules_day_test.yaml"],
     ):
         checked = subprocess.run([PROMTOOL, *command], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -161,6 +161,7 @@ def start_tasks(
     rounds = {"bundle": worker.watch, "readings": worker.take_readings, "supervisor": worker.mind_supervisor}
     if worker.settings.drift_minutes and worker.service().drift is not None:
         rounds["drift"] = worker.watch_drift
+        worker.metrics.drift.interval.set(60*worker.settings.drift_minutes)
     return [asyncio.create_task(keep_going(name, work, faults)) for name, work in rounds.items()]
 
 def reload_on_sighup(
