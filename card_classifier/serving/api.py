@@ -120,8 +120,9 @@ PREDICT_BODY = {"requestBody": {
 }}
 GetService = Callable[[], Service] # The worker's service; raises `Problem` before it is ready
 TopK = Annotated[int, Query(ge=1, le=53, description="How many candidates to name")]
-OneDeck = Annotated[bool, Query(description="Each card can be in a photo only once, as in a game with one deck: what is "
-                                            "unsure of one card is decided by the others")]
+OneDeck = Annotated[bool, Query(
+    description="Each card can be in a photo only once, as in a game with one deck: what is unsure of one card is "
+                "decided by the others")]
 RecordMode = Annotated[Literal["queue", "wait"], Query(
     description="wait: answer once the record is on disk, where it survives the machine's failure, too (see the "
                 "setting sync_records); at most five seconds")]
