@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
-	pytest coverage slow-notebooks oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
+	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
 	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
 	audit-dependencies sbom dist changelog-check release
 
@@ -107,6 +107,14 @@ coverage: setup ## Coverage of the exported package, notebooks and pytest togeth
 	mkdir -p outputs && coverage xml --quiet -o outputs/coverage.xml
 	test -z "$${GITHUB_STEP_SUMMARY:-}" || coverage report --format=markdown >> "$$GITHUB_STEP_SUMMARY"
 	coverage report --fail-under=85
+
+SLOW_TESTS ?= tests
+slow-tests: setup ## The tests that `make test` leaves out because they take long
+	pytest -m slow $(SLOW_TESTS)
+
+real-parts: ## On Debian and Ubuntu: install what tests of alerts and databases start, where it is allowed
+	sudo apt-get update --quiet
+	sudo apt-get install --quiet --yes --no-install-recommends prometheus prometheus-alertmanager libfaketime postgresql
 
 SLOW ?= nbs
 slow-notebooks: setup ## The cells that `make test` leaves out because they take long
