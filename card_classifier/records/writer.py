@@ -357,15 +357,10 @@ class Records:
             resolve(future, False)
         return future
 
-    def begin_feedback(self, request_id:str, index:int, card:str, timeout:float=5.0, number:int=WHOLE_PHOTO,
-                       corners:list|None=None)->Future:
-        "See `begin_feedback`."
-        return begin_feedback(self.writer, request_id, index, card, timeout, number, corners)
-
     def feedback(self, request_id:str, index:int, card:str, timeout:float=5.0, number:int=WHOLE_PHOTO,
                  corners:list|None=None)->None:
-        "The same, and waits until it is committed. Raises as `await_feedback` does, too."
-        await_feedback(self.begin_feedback(request_id, index, card, timeout, number, corners), timeout)
+        "See `begin_feedback` and `await_feedback`."
+        await_feedback(begin_feedback(self.writer, request_id, index, card, timeout, number, corners), timeout)
 
     def counts(self)->RecordCounts:
         "How recording goes."

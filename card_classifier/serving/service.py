@@ -25,7 +25,7 @@ from card_classifier.recognition.decoding import (
 )
 from ..recognition.predictor import BATCH_SIZE, Examined, examine
 from ..records.schema import TOP_CARDS, WHOLE_PHOTO, RecordsAwayError, UnknownRequestError, record_of
-from ..records.writer import Records
+from ..records.writer import Records, begin_feedback
 from ..watching.watch import DriftWatch
 from .admission import Admission
 from .model import ServedModel
@@ -283,6 +283,6 @@ async def keep_feedback(
     if service.records is None:
         raise Problem("no-records", "this service keeps no records, so there is nothing to add feedback to")
     with as_problems(request_id, index):
-        pending = service.records.begin_feedback(request_id, index, name, RECORD_SECONDS, place, corners)
+        pending = begin_feedback(service.records.writer, request_id, index, name, RECORD_SECONDS, place, corners)
         await asyncio.wait_for(asyncio.wrap_future(pending), RECORD_SECONDS)
     return name
