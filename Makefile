@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
-	pytest coverage slow-notebooks oldest newest lab docs docs-check docs-changed training-page readme report report-check report-page training-report data-pull data-tests data-report promoted gate \
+	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report report-check report-page training-report data-pull data-tests data-report promoted gate \
 	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
 	audit-dependencies sbom dist changelog-check release
 
@@ -107,6 +107,14 @@ coverage: setup ## Coverage of the exported package, notebooks and pytest togeth
 	mkdir -p outputs && coverage xml --quiet -o outputs/coverage.xml
 	test -z "$${GITHUB_STEP_SUMMARY:-}" || coverage report --format=markdown >> "$$GITHUB_STEP_SUMMARY"
 	coverage report --fail-under=85
+
+SLOW_TESTS ?= tests
+slow-tests: setup ## The tests that `make test` leaves out because they take long
+	pytest -m slow $(SLOW_TESTS)
+
+real-parts: ## On Debian and Ubuntu: install what tests of alerts and databases start, where it is allowed
+	sudo apt-get update --quiet
+	sudo apt-get install --quiet --yes --no-install-recommends prometheus prometheus-alertmanager libfaketime postgresql
 
 SLOW ?= nbs
 slow-notebooks: setup ## The cells that `make test` leaves out because they take long
@@ -224,8 +232,8 @@ image-bundle-test: setup ## Start the built image with the bundle BUNDLE and com
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
 
-lock: ## Resolve requirements.lock anew, for every platform and Python 3.11 to 3.13
-	uv pip compile --quiet --universal --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
+lock: ## Resolve requirements.lock anew, with checksums, for every platform and Python 3.11 to 3.13
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
 
 AUDIT ?= --vulnerability-service osv
 audit-dependencies: setup ## Known vulnerabilities of the versions in requirements.lock (needs a network)

@@ -6,7 +6,8 @@
 __all__ = ['TYPE_WORDS', 'SettingsError', 'require', 'Limits', 'SearchRange', 'setting', 'check_setting', 'SettingsGroup',
            'DataSettings', 'AugmentSettings', 'ModelSettings', 'SceneSettings', 'TrainSettings', 'EvaluationSettings',
            'TrackingSettings', 'ExportSettings', 'Settings', 'is_network', 'NetworkSettings', 'ServeSettings',
-           'SweepSettings', 'GateSettings', 'RegistrySettings', 'SettingRow', 'group_rows', 'setting_rows']
+           'SweepSettings', 'GateSettings', 'RegistrySettings', 'PlaceSettings', 'CloudSettings', 'DeploySettings',
+           'SettingRow', 'group_rows', 'setting_rows']
 
 # %% ../nbs/01_settings.ipynb #c7f470a4
 import dataclasses
@@ -211,6 +212,8 @@ class SceneSettings(SettingsGroup):
         minimum=0, maximum=4, search=SearchRange(0, 1))
     augment_crops:bool = setting(False,
         "Vary these crops like the training images; a composed scene already varies its cards")
+    own_deck:str = setting("",
+        "Folder of a deck of one's own, as card-classifier adapt keeps it, that is in every second scene; empty: none")
     n_photographed:int = setting(1500,
         "Training images, at most, that are cut out and laid out too; 0: none", minimum=0)
 
@@ -437,6 +440,7 @@ class GateSettings(SettingsGroup):
     max_images:int = setting(1000, "Validation images, at most; of more an even selection is taken", minimum=53)
     n_scenes:int = setting(300, "Composed photographs with cards", minimum=1)
     n_empty:int = setting(100, "Composed photographs without any card", minimum=1)
+    n_hands:int = setting(60, "Composed hands of cards, for bundles that read indices", minimum=1)
     scene_size:int = setting(640, "Longer side of a composed photograph in pixels", minimum=320, maximum=4096)
     seed:int = setting(1_311_768, "Seed of the composed photographs; no training uses it", minimum=0)
 
@@ -448,6 +452,87 @@ class RegistrySettings(SettingsGroup):
     wandb:str = setting("model",
         "W&B Registry that shows versions and stages, where a W&B key is there; empty: none",
         variable="CARD_CLASSIFIER_WANDB_REGISTRY")
+
+# %% ../nbs/01_settings.ipynb #c10d0002
+@dataclass
+class PlaceSettings(SettingsGroup):
+    "Where things lie in Google Cloud, and under which names."
+    prefix = "cloud."
+    project:str = setting("", "Project of Google Cloud; empty: that of the credentials",
+        variable="GOOGLE_CLOUD_PROJECT")
+    region:str = setting("europe-west4", "Region of the bucket, the images and the service",
+        variable="CARD_CLASSIFIER_CLOUD_REGION")
+    bucket:str = setting("", "Bucket of runs and data; empty: PROJECT-card-classifier",
+        variable="CARD_CLASSIFIER_CLOUD_BUCKET")
+    repository:str = setting("card-classifier", "Repository of container images in Artifact Registry")
+    image:str = setting("", "Container image; empty: the one that was built from this commit",
+        variable="CARD_CLASSIFIER_CLOUD_IMAGE")
+    training_account:str = setting("card-classifier-training", "Service account of training machines")
+    serving_account:str = setting("card-classifier-serving", "Service account of the service")
+    budget:float = setting(50.0, "What a month may cost, in the currency of the billing account", above=0)
+
+    def check_rules(self)->None:
+        require(re.fullmatch(r"([a-z][a-z0-9.:-]{4,})?", self.project) is not None,
+            f"cloud.project must be a project's id such as my-cards-1, got {self.project!r}")
+        require(re.fullmatch(r"[a-z]+-[a-z]+\d+", self.region) is not None,
+            f"cloud.region must be a region such as europe-west4, got {self.region!r}")
+        require(re.fullmatch(r"([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])?", self.bucket) is not None,
+            f"cloud.bucket must be a bucket's name without gs://, got {self.bucket!r}")
+
+# %% ../nbs/01_settings.ipynb #c10d0004
+@dataclass
+class CloudSettings(PlaceSettings):
+    "A machine that trains in Google Cloud."
+    zones:str = setting(
+        "europe-west4-a,europe-west4-b,europe-west4-c,europe-west1-b,europe-west1-c,us-central1-a,us-central1-b",
+        "Zones in which a machine is looked for, in this order, separated by commas",
+        variable="CARD_CLASSIFIER_CLOUD_ZONES")
+    machine_type:str = setting("g2-standard-8", "Machine that trains; those called g2 and a2 bring their GPU",
+        variable="CARD_CLASSIFIER_CLOUD_MACHINE")
+    accelerator:str = setting("", "GPU to attach to a machine that brings none, such as nvidia-tesla-t4; empty: none")
+    n_accelerators:int = setting(1, "GPUs of the machine", minimum=1, maximum=16)
+    disk_gb:int = setting(100, "Disk of the machine in gigabytes", minimum=50, maximum=2000)
+    spot:bool = setting(True, "Take a Spot machine, which costs less and may be taken away at any time")
+    max_hours:float = setting(6.0,
+        "Hours after which a run ends and its machine is deleted, all machines of the run together",
+        above=0, maximum=168)
+    restarts:int = setting(5, "How often a run whose Spot machine was taken away goes on with another one",
+        minimum=0, maximum=50)
+    sync_seconds:float = setting(60.0, "How often the run's files go to the bucket, in seconds", minimum=0.1)
+    system:str = setting(
+        "projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570",
+        "Image of the machine's disk: a Linux with Docker, NVIDIA's driver and its container toolkit")
+    network:str = setting("global/networks/default", "Network of the machine")
+    wandb_secret:str = setting("", "Secret of Secret Manager that holds the key of W&B; empty: runs are logged offline")
+
+    def check_rules(self)->None:
+        super().check_rules()
+        wrong = [one for one in self.zone_list if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", one)]
+        require(bool(self.zone_list) and not wrong,
+            f"cloud.zones must be zones such as europe-west4-a, separated by commas, got {self.zones!r}")
+
+    @property
+    def zone_list(self)->list[str]:
+        "The zones, in the order in which they are tried."
+        return [one.strip() for one in self.zones.split(",") if one.strip()]
+
+# %% ../nbs/01_settings.ipynb #c10d0006
+@dataclass
+class DeploySettings(PlaceSettings):
+    "How the service runs on Cloud Run, and when a new revision takes over."
+    service:str = setting("card-classifier", "Name of the service")
+    min_instances:int = setting(0, "Instances that always run; 0: none, and the first request waits for a start",
+        minimum=0, maximum=100)
+    max_instances:int = setting(4, "Instances, at most, which bounds what the service can cost", minimum=1, maximum=100)
+    concurrency:int = setting(16, "Requests that one instance answers at the same time", minimum=1, maximum=1000)
+    canary_percent:int = setting(10, "Traffic that a new revision gets at first, in percent", minimum=1, maximum=50)
+    canary_minutes:float = setting(30.0, "How long it is compared with the one before, in minutes", minimum=0)
+    canary_requests:int = setting(100, "Fewer answers of it are too few to tell, and it goes back", minimum=1)
+
+    def check_rules(self)->None:
+        super().check_rules()
+        require(self.min_instances <= self.max_instances,
+            f"cloud.min_instances must be at most cloud.max_instances={self.max_instances}, got {self.min_instances}")
 
 # %% ../nbs/01_settings.ipynb #e2bf4b76
 class SettingRow(NamedTuple):

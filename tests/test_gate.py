@@ -16,6 +16,7 @@ from PIL import Image
 
 from card_classifier.bundle import (
     CLASSIFIER,
+    DETECTOR,
     BundleError,
     BundleInfo,
     model_version_of,
@@ -24,6 +25,7 @@ from card_classifier.bundle import (
     write_bundle,
 )
 from card_classifier.cards import CARDS, CLASS_NAMES
+from card_classifier.cli.gate import hands_set
 from card_classifier.lifecycle.checks import FAIL, PASS, WARN, ImagesHere
 from card_classifier.lifecycle.gate import judge
 from card_classifier.lifecycle.photographs import PhotoSet, TrueCard, TruePhoto
@@ -193,6 +195,21 @@ def test_what_a_bundle_says_about_itself_can_refuse_it(images, tmp_path):
         assert not judge(reworded(tmp_path / name, info), RELEASED, [images], HERE).passed
     first = judge(reworded(tmp_path / "first", deck), None, [images], {})
     assert first.passed and any("not from real cards" in line.words for line in first.lines), first.rows()
+
+
+def test_more_networks_than_production_has_may_take_time_and_fewer_are_refused(tmp_path):
+    networks = {kind: INFO.networks[kind] for kind in (CLASSIFIER, DETECTOR)}
+    contents = {kind: (RELEASED / network.file).read_bytes() for kind, network in networks.items()}
+    fewer = dataclasses.replace(INFO, networks=networks, model_version=model_version_of(contents))
+    before = write_bundle(tmp_path / "before", fewer, contents)
+    hands = hands_set(GateSettings(n_hands=2, scene_size=400), lambda *step: None)
+    report = judge(RELEASED, before, [hands], HERE, GateSettings(max_slowdown=0.01))
+    lines = {line.name: line for line in report.lines}
+    assert report.passed, report.rows()
+    assert lines["hands: time"].verdict == WARN and "production has no index_detector" in lines["hands: time"].words
+    assert lines["hands: answers"].numbers["n"] == 2
+    refused = judge(before, RELEASED, [hands], HERE)
+    assert refusals(refused) == {"networks"} and "--index-reader RUN" in refused.refusals[0].words
 
 
 def test_one_byte_is_found_in_either_bundle(images, tmp_path):

@@ -1,4 +1,4 @@
-"The pipeline as a person runs it, in a clone of its own: made, killed, gone on with, and a run of it made again."
+"The pipeline as a person runs it, in a clone of its own: made, killed, gone on with, and a version of it made again."
 
 import json
 import os
@@ -12,8 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from conftest import environment_of_a_clone
 
+from card_classifier.lifecycle.promotion import Decision, promote
+from card_classifier.lifecycle.registry import read_registry
 from card_classifier.lifecycle.release import TRAINING_CODE
+from card_classifier.lifecycle.reproduce import compare, plan_of_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -31,7 +35,7 @@ def surroundings(clone: Path) -> dict[str, str]:
     "Environment variables with which commands are those of the clone."
     path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
     variables = {"PYTHONPATH": str(clone), "PATH": path, "WANDB_MODE": "offline", "DVC_NO_ANALYTICS": "1"}
-    return {**os.environ, **variables}
+    return environment_of_a_clone() | variables
 
 
 def run(clone: Path, *command: str, code: int = 0) -> str:
@@ -120,15 +124,19 @@ def test_the_pipeline_goes_on_where_it_was_killed(made):
 def test_the_bundle_says_how_each_of_its_networks_is_made(made):
     bundle = json.loads((made / "outputs/recipes/deck/measured/bundle.json").read_text(encoding="utf-8"))
     assert {name: network["run"] for name, network in bundle["networks"].items()} == {
-        "classifier": "deck-classifier", "detector": "deck-detector"}
+        kind: f"deck-{kind}" for kind in ("classifier", "detector", "index_detector", "index_reader")}
     head = git(made, "rev-parse", "HEAD")
-    classifier, detector = bundle["networks"]["classifier"], bundle["networks"]["detector"]
-    assert [ancestor["run"] for ancestor in classifier["ancestors"]] == ["deck-base"]
-    for step in (classifier["training"], detector["training"], *classifier["ancestors"]):
+    networks = bundle["networks"]
+    assert [ancestor["run"] for ancestor in networks["classifier"]["ancestors"]] == ["deck-base"]
+    steps = {kind: network["training"] for kind, network in networks.items()}
+    for kind, step in (*steps.items(), ("base", networks["classifier"]["ancestors"][0])):
         assert step["code_version"] == {"commit": head, "is_dirty": False}
-        assert len(step["data"]["checksum"]) == len(step["lock_sha256"]) == 64
+        assert len(step["lock_sha256"]) == 64
+        assert len(step["data"]["checksum"]) == (0 if kind == "index_detector" else 64), "it learns from no images"
         assert step["settings"]["data.deck_train"] == 6
     assert set(bundle["metrics"]["whole_way"]) == {"valid", "test"}
+    assert bundle["reference"]["sources"] == {"valid": 12, "composed": 12}
+    assert bundle["reference"]["model_version"] == bundle["model_version"]
 
 
 @posix
@@ -161,13 +169,19 @@ def test_made_again_nothing_is_trained_and_the_difference_can_be_seen(made):
 
 
 @posix
-def test_a_run_is_made_again_with_the_same_numbers(made):
-    command = ["card-classifier", "reproduce", "deck-classifier", "--yes"]
-    said = run(made, *command)
+def test_a_version_of_the_registry_is_made_again_with_the_same_numbers(made):
+    for setting, value in (("user.name", "A"), ("user.email", "a@b.c")):
+        git(made, "config", setting, value)
+    promote(made, read_registry(made), made / "outputs/deck-classifier/bundle", Decision("staging", "to be made again"))
+    said = run(made, "card-classifier", "reproduce", "v1.0.0", "--yes")
     assert "has exactly the packages of its lock file, and is used" in said or "its lock file names other" in said
     assert "identical: " in said and "on the same machine" in said
-    report = json.loads((made / "outputs/reproductions/deck-classifier/report.json").read_text(encoding="utf-8"))
-    assert report["n_numbers"] > 1000 and not report["differences"]
+    (place,) = made.glob("outputs/reproductions/deck-classifier-*")
+    report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    assert report["n_numbers"] > 10 and not report["differences"]
+    for name in ("deck-base", "deck-classifier"):
+        then, now = (plan_of_run(folder / name).figures for folder in (made / "outputs", place / "runs"))
+        assert compare(then, now, True).is_reproduced and compare(then, now, True).n_numbers > 1000
     assert git(made, "worktree", "list").count("\n") == 0
 
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'BundleOption', 'LastOption', 'SinceOption', 'UntilOption', 'RateOption', 'FewOption', 'PageOption',
-           'EvidentlyOption', 'JsonOption', 'drift_app', 'RecipeFolder', 'report_rows', 'print_report', 'report_json',
-           'write_page', 'say_next', 'drift', 'answered_rows', 'make_reference', 'drift_recipe', 'absolute_url']
+           'EvidentlyOption', 'JsonOption', 'drift_app', 'PicturesOption', 'RecipeFolder', 'report_rows',
+           'print_report', 'report_json', 'write_page', 'say_next', 'drift', 'answered_rows', 'evenly',
+           'reference_photos', 'recipe_bundle', 'make_reference', 'drift_recipe', 'absolute_url']
 
 # %% ../../nbs/cli/24_drift.ipynb #3d601814
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,29 +167,64 @@ def answered_rows(
         report(number, len(photos), what)
     return rows
 
+# %% ../../nbs/cli/24_drift.ipynb #c9067020
+PicturesOption = Annotated[int, typer.Option(min=1, help="So many pictures of each kind, at most")]
+
+def evenly(
+    photos:Any, # A sequence
+    n:int,      # How many, at most
+)->list:
+    "An even selection."
+    return [photos[number*len(photos)//min(n, len(photos))] for number in range(min(n, len(photos)))]
+
+def reference_photos(
+    info:Any,     # `BundleInfo`
+    pictures:int, # Of each kind, at most
+    report:Callable[[int, int, str], None],
+)->Iterator[tuple[str, list]]: # Name of a kind, and its `TruePhoto`s
+    "The pictures that a reference is made of: all that show cards."
+    from card_classifier.cli.gate import photo_sets, shards_here
+    limits = replace(GateSettings(), n_scenes=min(pictures, GateSettings.n_scenes))
+    for photo_set in photo_sets(info, None, shards_here([info]), limits, report):
+        if photo_set.name in ("hands", "no card"):
+            return
+        yield photo_set.name, evenly(photo_set.photos, pictures)
+        if photo_set.name == "composed": # Nothing that comes after it has to be drawn
+            return
+
+def recipe_bundle(
+    name:str, # Of a recipe
+)->tuple[str, int]: # Folder of its measured bundle, and how many pictures its reference has of each kind
+    "What a recipe says about the reference. Raises `CommandError` before the bundle is made."
+    from card_classifier.lifecycle.release import read_recipe, recipe_folder
+    pictures, folder = read_recipe(name).reference.pictures, recipe_folder(checkout(), name)/"measured"
+    if not folder.is_dir():
+        raise CommandError(f"the bundle of the recipe {name} is not made yet: make release RECIPE={name}")
+    return str(folder), pictures
+
+
 # %% ../../nbs/cli/24_drift.ipynb #dc2b566b
 @drift_app.command("reference")
 @one_line_errors
 @needs("train")
 def make_reference(
     bundle:BundleOption = "",
+    pictures:PicturesOption = GateSettings.n_scenes,
+    recipe:Annotated[str, typer.Option(help="For the bundle of this recipe, with as many pictures as it says")] = "",
 )->None:
     "Gives a bundle the reference that drift is told against; its networks stay as they are."
     import numpy as np
 
-    from card_classifier.cli.gate import photo_sets, shards_here
     from card_classifier.recognition.predictor import SMALL_PHOTO, Predictor
     from card_classifier.watching.reference import keep_reference
+    if recipe:
+        bundle, pictures = recipe_bundle(recipe)
     folder = find_bundle(bundle)
     predictor, rows, sources = Predictor(folder), [], {}
     with progress_bars() as report:
-        for photo_set in photo_sets(predictor.info, None, shards_here([predictor.info]), GateSettings(), report):
-            if photo_set.name == "no card":
-                break
-            found = answered_rows(predictor, photo_set.photos, report, f"answers, {photo_set.name}")
-            rows, sources = rows + found, {**sources, photo_set.name: len(found)}
-            if photo_set.name == "composed": # What comes after it shows no card
-                break
+        for name, photos in reference_photos(predictor.info, pictures, report):
+            found = answered_rows(predictor, photos, report, f"answers, {name}")
+            rows, sources = rows + found, {**sources, name: len(found)}
     if not rows:
         raise CommandError("no picture could be answered: there is nothing to make a reference of")
     small_side = SMALL_PHOTO*predictor.info.classifier.input_size

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from card_classifier.bundle import (
-    BUNDLE_FILE, RUN_NAME, BundleError, BundleInfo, NetworkInfo, model_version_of, read_bundle,
+    BUNDLE_FILE, INDEX_DETECTOR, INDEX_READER, RUN_NAME, BundleError, BundleInfo, NetworkInfo, model_version_of,
+    read_bundle,
 )
 from ..settings import GateSettings
 
@@ -68,11 +69,17 @@ def check_networks(
                         f"CLASSIFIER_RUN --detector {candidate.name}")
     for kind in (production.networks if production else {}):
         if kind not in candidate.networks and kind != "classifier":
-            problems.append(f"production has a {kind}, it has none: card-classifier export {candidate.name} "
-                            f"--{kind} RUN")
+            name, option = kind.replace("_", " "), kind.replace("_", "-")
+            article = "an" if kind.startswith("i") else "a"
+            problems.append(f"production has {article} {name}, it has none: card-classifier export {candidate.name} "
+                            f"--{option} RUN")
     found = [f"{kind} {network.architecture}, {network.input_size} px, {network.bits} bits"
              for kind, network in candidate.networks.items()]
     doubts = [] if candidate.detector else ["it has no detector: it reads single cards, and finds none on a table"]
+    alone = {INDEX_DETECTOR, INDEX_READER} & candidate.networks.keys()
+    if len(alone) == 1:
+        doubts.append(f"it has an {alone.pop().replace('_', ' ')} alone, which is not used: hands are read by an index "
+                      "detector and an index reader together")
     return gate_line("networks", problems, doubts, "; ".join(found), networks=sorted(candidate.networks))
 
 # %% ../../nbs/lifecycle/07_checks.ipynb #e49bc756
@@ -180,10 +187,11 @@ def check_licence(
     info:BundleInfo,
 )->GateLine:
     "Whether the licence of the images is recorded."
-    licences = {kind: record.get("licence") or "" for kind, record in learned_from(info).items()}
+    licences = {kind: record.get("licence") or ("the project's own" if is_drawn(record) else "")
+                for kind, record in learned_from(info).items()}
     unsaid = [kind for kind, licence in licences.items() if not licence]
     doubts = [f"{' and '.join(unsaid)}: the licence of the images is not recorded; "
-              "train with data.licence=…"] if unsaid else []
+              "look it up where they come from, and train with data.licence=…"] if unsaid else []
     return gate_line("licence", [], doubts, " and ".join(sorted(set(licences.values()))), licences=licences)
 
 # %% ../../nbs/lifecycle/07_checks.ipynb #c6c51dfb

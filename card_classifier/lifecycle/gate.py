@@ -85,6 +85,7 @@ def judge_answers(
     if is_table and not any(predictor.detector for predictor in predictors):
         yield gate_line(f"{photo_set.name}: answers", [], [], "not asked: neither model finds cards in photographs")
         return
+    added = predictors[0].info.networks.keys() - predictors[-1].info.networks.keys()
     answers = ask_in_turn(predictors, photo_set, report)
     compared = Compared(photo_set, answers[0], answers[1] if production is not None else None)
     yield check_answers(compared, limits)
@@ -92,7 +93,7 @@ def judge_answers(
         yield check_classes(compared, limits, accepted)
     if cards:
         yield check_calibration(compared, limits)
-    yield check_time(compared, limits)
+    yield check_time(compared, limits, added)
 
 # %% ../../nbs/lifecycle/09_gate.ipynb #847081d7
 def measured(
