@@ -226,8 +226,8 @@ image-bundle-test: setup ## Start the built image with the bundle BUNDLE and com
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
 
-lock: ## Resolve requirements.lock anew, for every platform and Python 3.11 to 3.13
-	uv pip compile --quiet --universal --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
+lock: ## Resolve requirements.lock anew, with checksums, for every platform and Python 3.11 to 3.13
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
 
 AUDIT ?= --vulnerability-service osv
 audit-dependencies: setup ## Known vulnerabilities of the versions in requirements.lock (needs a network)

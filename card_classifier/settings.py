@@ -212,6 +212,8 @@ class SceneSettings(SettingsGroup):
         minimum=0, maximum=4, search=SearchRange(0, 1))
     augment_crops:bool = setting(False,
         "Vary these crops like the training images; a composed scene already varies its cards")
+    own_deck:str = setting("",
+        "Folder of a deck of one's own, as card-classifier adapt keeps it, that is in every second scene; empty: none")
     n_photographed:int = setting(1500,
         "Training images, at most, that are cut out and laid out too; 0: none", minimum=0)
 
