@@ -30,6 +30,7 @@ from card_classifier.cli.main import app
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "card_classifier.cli.start"]
 TARS, PICTURES = 10, 1000
+BUSY = 3  # Processes that want a core, for each core, from which on Ray may fail to start
 STARTS = 3  # Ray gives its own processes 15 s, which a busy machine does not always have
 
 
@@ -105,13 +106,14 @@ def environment(bucket) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(environment) -> Iterator[tuple[str, str]]:
-    "A Ray cluster of this machine: its address, and the folder that its processes are started with."
+def cluster(environment) -> Iterator[str]:
+    "A Ray cluster of this machine: its address, which its processes are started with."
     program = Path(sys.executable).with_name("ray")
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # Short: sockets lie in it
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         for _ in range(STARTS):
             options = ["--head", "--block", "--num-cpus", "2", "--port", str(free_port()),
-                       "--include-dashboard=false", "--object-store-memory", "100000000", "--temp-dir", folder]
+                       "--include-dashboard=false", "--object-store-memory", "100000000",
+                       "--ray-client-server-port", str(free_port()), "--no-monitor", "--include-log-monitor=false"]
             log = Path(folder) / "start.log"
             with log.open("w") as output:
                 head = subprocess.Popen([program, "start", *options], env=environment, stdout=output, stderr=output,
@@ -120,9 +122,12 @@ def cluster(environment) -> Iterator[tuple[str, str]]:
             if head.poll() is None:
                 break
         else:
+            is_busy = os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+            if is_busy and "timed out during startup" in log.read_text():
+                pytest.skip(f"Ray gives its processes 15 s to start, too little at a load of {os.getloadavg()[0]:.0f}")
             pytest.fail(f"Ray does not start: {log.read_text()[-500:]}")
         node = re.search(r"Local node IP: (\S+)", log.read_text())[1]
-        yield f"{node}:{options[options.index('--port') + 1]}", folder
+        yield f"{node}:{options[options.index('--port') + 1]}"
         own = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         head.terminate()
         for process in psutil.wait_procs(own, timeout=20)[1]:
@@ -148,20 +153,19 @@ def parts(to: Path) -> list[Path]:
     return sorted((to / "answers").glob("[!.]*.parquet"))
 
 
-def workers_of(folder: str) -> list[psutil.Process]:
+def workers_of(address: str) -> list[psutil.Process]:
     "The processes of a cluster that score."
     titled = [one for one in psutil.process_iter(["cmdline"]) if "ShardScorer" in " ".join(one.info["cmdline"] or ())]
-    return [one for one in titled if folder in " ".join(one.parent().cmdline())]
+    return [one for one in titled if address in " ".join(one.parent().cmdline())]
 
 
 def test_whatever_is_killed_each_picture_is_answered_once(cluster, environment, pictures, tiny_bundle, tmp_path):
-    address, folder = cluster
     to = tmp_path / "answers of all"
-    arguments = (pictures, "--to", to, "--bundle", tiny_bundle, "--address", address)
+    arguments = (pictures, "--to", to, "--bundle", tiny_bundle, "--address", "auto")
     first = start(environment, *arguments)
     wait_for(lambda: parts(to) or first.poll() is not None)
     assert first.poll() is None, first.communicate()
-    workers_of(folder)[0].kill()
+    workers_of(cluster)[0].kill()
     wait_for(lambda: len(parts(to)) >= 3 or first.poll() is not None)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -192,7 +196,7 @@ def test_a_bucket_is_scored_into_a_bucket(cluster, environment, tiny_bundle, buc
     fs = fsspec.filesystem("gs", endpoint_url=bucket, token="anon")
     fs.pipe_file("cards/in/a.tar", (tmp_path / "a.tar").read_bytes())
     fs.pipe_file("cards/in/loose/three", jpeg(9))
-    arguments = ("gs://cards/in", "--to", "gs://cards/out", "--bundle", tiny_bundle, "--address", cluster[0])
+    arguments = ("gs://cards/in", "--to", "gs://cards/out", "--bundle", tiny_bundle, "--address", "auto")
     said = finish(start(environment, *arguments))
     assert "3 pictures in 2 of 2 shards; 0 without a card, 1 bad" in said and "gs://cards/out/answers" in said
     fs.invalidate_cache()
@@ -209,7 +213,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_next_goes_on(
     disk = small_disk("128k")
     source = pictures / "2.tar"
     (disk / "ballast").write_bytes(bytes(90_000))
-    arguments = (source, "--to", disk / "to", "--bundle", tiny_bundle, "--address", cluster[0])
+    arguments = (source, "--to", disk / "to", "--bundle", tiny_bundle, "--address", "auto")
     said = finish(start(environment, *arguments), 2).strip().splitlines()
     assert "no space left on device" in said[-1] and len(said) == 1
     assert not parts(disk / "to")

@@ -62,7 +62,7 @@ def start_ray(
             return
         except Exception as error: # Ray has kinds of its own, and lets those of gRPC through
             ray.shutdown()
-            if address or attempt == START_ATTEMPTS:
+            if attempt == START_ATTEMPTS or isinstance(error, ValueError): # Such as an address that is none
                 where = f"the cluster at {address}" if address else "Ray on this machine"
                 words = " ".join(str(error).split())[:200]
                 advice = "is the address right, and is its Ray of the same version?" if address else (
