@@ -120,6 +120,7 @@ def score_shard(
     "Writes the answers about one shard, all or none. Raises `SourceError` or `StoreError`."
     done = read_summary(store, shard.part)
     if done is not None:
+        remove(store, f"{ATTEMPTS}/{shard.part}.json") # Its worker may have died before it could
         return done
     start, attempts = time.perf_counter(), begin_attempt(store, shard)
     summary = PartSummary(shard.name, predictor.info.model_version, worker=f"{socket.gethostname()}:{os.getpid()}")
