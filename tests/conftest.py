@@ -1,6 +1,7 @@
 "What several test files share: a tiny but real bundle whose right answers are known."
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     "Begins with the files that take minutes, so that no worker is left alone with one of them at the end."
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
+
+
+def environment_of_a_clone() -> dict[str, str]:
+    "Environment variables for commands of another checkout: coverage of files that are not ours would only take time."
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
 
 
 COLOURS = np.array(list(itertools.product((0, 85, 170, 255), repeat=3))[:53], np.uint8)

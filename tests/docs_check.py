@@ -171,11 +171,10 @@ def navigation_problems(names: list[str]) -> list[str]:
     problems = [f"{name} is not in the sidebar" for name in names if name not in listed]
     problems += [f"the sidebar names {name}, which does not exist" for name in listed if name not in names]
     problems += [f"the sidebar names {name} twice" for name in sorted(set(listed)) if listed.count(name) > 1]
-    numbered = [re.match(r"(.*/)?\d\d_", page) for page in listed]
-    for folder in dict.fromkeys(match[1] for match in numbered if match):
-        pages = [match.string for match in numbered if match and match[1] == folder]
-        if pages != sorted(pages):
-            problems.append(f"the sidebar lists {folder or 'the ground'} in another order than its numbers: {pages}")
+    for title, pages in site.sidebar_pages():
+        numbered = [page for page in pages if re.match(r"(.*/)?\d\d_", page)]
+        if numbered != sorted(numbered):
+            problems.append(f"the sidebar lists the pages of {title} in another order than their numbers: {numbered}")
     quarto = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     theme = quarto["format"]["html"]["theme"]
     files = [one for looks in theme.values() for one in looks if one.endswith(".scss")]

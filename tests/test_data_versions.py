@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import environment_of_a_clone
 from record_victims import make_record
 from tiny_data import noise_jpeg, tiny_files, write_files
 
@@ -28,7 +28,8 @@ PERSON = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "prot
 
 def run(*command: str | Path, cwd: Path) -> str:
     "The output of a command that must succeed."
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | QUIET)
+    known = environment_of_a_clone() | QUIET
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=known)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -49,7 +50,7 @@ def start(clone: Path, *arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments], cwd=options.pop("cwd", clone), text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | QUIET | {"PYTHONPATH": str(clone), "CARD_CLASSIFIER_DATA": ""}, **options,
+        env=environment_of_a_clone() | QUIET | {"PYTHONPATH": str(clone), "CARD_CLASSIFIER_DATA": ""}, **options,
     )  # fmt: skip
 
 
@@ -308,7 +309,7 @@ def test_corrected_photos_become_a_version_after_a_yes_and_a_kill_anywhere_loses
     for where in ("before the table", "in the shards"):
         killed = subprocess.run(
             [sys.executable, "-c", KILLED, where, *command, "--yes"], cwd=mine, check=False, capture_output=True,
-            env=os.environ | QUIET | {"PYTHONPATH": str(mine)},
+            env=environment_of_a_clone() | QUIET | {"PYTHONPATH": str(mine)},
         )  # fmt: skip
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert content(mine / "data") == before and (mine / "data.dvc").read_bytes() == pinned

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from conftest import environment_of_a_clone
 
 from card_classifier.lifecycle.promotion import Decision, promote
 from card_classifier.lifecycle.registry import read_registry
@@ -34,7 +35,7 @@ def surroundings(clone: Path) -> dict[str, str]:
     "Environment variables with which commands are those of the clone."
     path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
     variables = {"PYTHONPATH": str(clone), "PATH": path, "WANDB_MODE": "offline", "DVC_NO_ANALYTICS": "1"}
-    return {**os.environ, **variables}
+    return environment_of_a_clone() | variables
 
 
 def run(clone: Path, *command: str, code: int = 0) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import filelock
 import gto.api
 import httpx
 import pytest
-from conftest import colour_network
+from conftest import colour_network, environment_of_a_clone
 from test_api import COMMAND, encoded, events, serving, wait_for
 from wandb_server import REGISTRY_ENTITY, wandb_server
 
@@ -38,7 +37,8 @@ CHECKED_OUT = ("configs", "card_classifier", ".gitignore", ".dvcignore", "nbs/re
 
 def command(root, *arguments, **environment):
     "Runs `card-classifier` of a checkout in that checkout."
-    known = os.environ | {"PYTHONPATH": str(root), "WANDB_MODE": "disabled", "CARD_CLASSIFIER_NOCARDS": ""}
+    known = environment_of_a_clone()
+    known |= {"PYTHONPATH": str(root), "WANDB_MODE": "disabled", "CARD_CLASSIFIER_NOCARDS": ""}
     known |= environment
     return subprocess.run(
         [COMMAND, *map(str, arguments)], cwd=root, env=known, capture_output=True, text=True, check=False
@@ -203,7 +203,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(origin, bundle
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, root, bundle, tmp_path / "go"],
-            stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE, text=True, env=environment_of_a_clone() | {"PYTHONPATH": str(root)},
         )
         for bundle in bundles
     ]
@@ -277,7 +277,7 @@ def test_a_rollback_needs_git_and_the_local_copy_only(origin, bundles, tmp_path)
     put(root, bundles[1])
     shutil.rmtree(root / ".dvc" / "cache")
     done = subprocess.run(
-        [sys.executable, "-c", ROLLBACK], env=os.environ | {"PYTHONPATH": str(root)}, cwd=tmp_path,
+        [sys.executable, "-c", ROLLBACK], env=environment_of_a_clone() | {"PYTHONPATH": str(root)}, cwd=tmp_path,
         capture_output=True, text=True, check=True,
     )
     said = done.stdout.splitlines()
@@ -413,7 +413,7 @@ def test_a_promotion_that_is_killed_leaves_the_registry_whole(origin, bundles, t
     for seconds in (0.0, 0.04, 0.08):
         racer = subprocess.Popen(
             [sys.executable, "-c", RACER, root, bundles[1], tmp_path / "go"],
-            stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE, env=environment_of_a_clone() | {"PYTHONPATH": str(root)},
         )
         with contextlib.closing(racer.stdout):
             wait_for(lambda process=racer: len(list(cache.rglob("*.dir"))) == 2 or process.poll() is not None)

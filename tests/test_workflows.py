@@ -523,6 +523,22 @@ def test_slow_cells_are_run_at_night(checkout):
     assert done.returncode != 0 and "the slow cell ran" in done.stdout + done.stderr
 
 
+@executes("make PYTHON=python slow-tests", "make real-parts")
+def test_slow_tests_are_run_at_night_with_their_real_parts(checkout, tmp_path):
+    slow = [file for file in (ROOT / "tests").glob("test_*.py") if "@pytest.mark.slow" in file.read_text("utf-8")]
+    assert slow, "then the nightly step has no reason"
+    (tmp_path / "test_both.py").write_text(
+        "import pytest\n@pytest.mark.slow\ndef test_slow():\n    raise ValueError('the slow test ran')\n"
+        "def test_quick():\n    raise ValueError('the quick test ran')\n", encoding="utf-8")
+    chosen = f"{tmp_path / 'test_both.py'} -c pyproject.toml"
+    done = execute("make PYTHON=python slow-tests", checkout, SLOW_TESTS=chosen)
+    assert done.returncode != 0 and "the slow test ran" in done.stdout and "the quick test ran" not in done.stdout
+    (tmp_path / "sudo").write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    (tmp_path / "sudo").chmod(0o755)
+    said = succeeds("make real-parts", checkout, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert "apt-get install --quiet --yes --no-install-recommends prometheus prometheus-alertmanager" in said
+
+
 # --- The release
 
 

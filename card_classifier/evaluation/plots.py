@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'GOOD', 'BAD', 'RED_SUIT', 'LINES', 'DOTS_PER_INCH', 'DECK_ORDER', 'new_figure', 'style_axis', 'error_bars',
-           'plot_reliability', 'label_cards', 'plot_confusion', 'plot_rows', 'plot_per_class', 'plot_mistakes',
-           'plot_corruptions']
+           'plot_reliability', 'label_cards', 'plot_confusion', 'plot_rows', 'plot_per_class', 'plot_named',
+           'plot_mistakes', 'plot_corruptions']
 
 # %% ../../nbs/evaluation/03_plots.ipynb #670e7bba
 from collections.abc import Sequence
@@ -150,6 +150,21 @@ def plot_per_class(
     by_rank.set_xticks(range(len(RANK_NAMES)), [rank.symbol for rank in Rank], fontsize=8)
     plot_rows(by_suit, metrics["per_suit"], "by suit (hollow: at least the suit)")
     by_suit.set_xticks(range(len(SUIT_NAMES)), SUIT_NAMES, fontsize=8)
+    return figure
+
+# %% ../../nbs/evaluation/03_plots.ipynb #0bdda0e1
+def plot_named(
+    images:Sequence[np.ndarray], # uint8 (height, width, 3)
+    names:Sequence[str],         # Of each, to stand above it
+    n_columns:int=8,             # In each of the three rows
+)->Any:                          # A matplotlib Figure
+    "Images with a word over each; what finds no place is left out."
+    figure = new_figure(11, 4.8)
+    for axis in (axes := figure.subplots(3, n_columns)).flat:
+        axis.axis("off")
+    for axis, image, name in zip(axes.flat, images, names, strict=False):
+        axis.imshow(image)
+        axis.set_title(name, fontsize=9)
     return figure
 
 # %% ../../nbs/evaluation/03_plots.ipynb #b81d311d

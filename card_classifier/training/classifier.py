@@ -30,7 +30,7 @@ from card_classifier.evaluation.metrics import (
     accuracy_with_interval, evaluate, negative_log_likelihood, percent_with_interval, summary_rows, without_tables,
 )
 from card_classifier.evaluation.plots import (
-    new_figure, plot_confusion, plot_mistakes, plot_per_class, plot_reliability,
+    plot_confusion, plot_mistakes, plot_named, plot_per_class, plot_reliability,
 )
 from ..settings import AugmentSettings, ExportSettings
 from .crops import card_decks, crop_source
@@ -141,13 +141,8 @@ def plot_batch(self:Classifier,
     "Images of a training batch, each with the card it is to be taken for."
     images, targets = next(iter(loader))
     shown = as_uint8(torch.Tensor(images[-n:])*loader.std + loader.mean)
-    figure = new_figure(11, 4.8)
-    for axis in (axes := figure.subplots(3, -(-n//3))).flat:
-        axis.axis("off")
-    for axis, image, target in zip(axes.flat, shown, targets[-n:].tolist(), strict=False):
-        axis.imshow(image)
-        axis.set_title(CARDS[target].short_name if target >= 0 else "no card", fontsize=9)
-    return figure
+    names = [CARDS[target].short_name if target >= 0 else "no card" for target in targets[-n:].tolist()]
+    return plot_named(shown, names, -(-n//3))
 
 # %% ../../nbs/training/06_classifier.ipynb #a1ef9f85
 @patch

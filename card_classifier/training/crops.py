@@ -9,6 +9,7 @@ __all__ = ['MIN_VISIBLE', 'MAX_IOU', 'jitter_corners', 'card_crops', 'near_miss'
 # %% ../../nbs/training/05_crops.ipynb #dc42f3e5
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from card_classifier.render.composition import (
 )
 from ..render.games import game_card
 from ..render.objects import flat_object
+from ..render.own_deck import read_deck
 from ..render.photograph import develop, project, rectangle_at
 from ..render.prints import print_style
 from ..render.scenes import Scene
@@ -172,12 +174,13 @@ def card_decks(
             decks.append(deck_of(print_style(first + number, letters=chosen), DECK_FACE_WIDTH))
         if progress:
             progress(number + 1, n_decks, "rendering decks")
-    if images is None or not scenes.n_photographed:
-        return decks
-    order = np.random.default_rng(settings.train.seed).permutation(len(images))
-    some = np.sort(order[:2*scenes.n_photographed])
-    photographed = photographed_deck(images.images[some], images.targets[some], decks[0].back)
-    return decks + [photographed]*len(decks) if photographed.faces else decks
+    further = [read_deck(Path(scenes.own_deck))] if scenes.own_deck else []
+    if images is not None and scenes.n_photographed:
+        order = np.random.default_rng(settings.train.seed).permutation(len(images))
+        some = np.sort(order[:2*scenes.n_photographed])
+        photographed = photographed_deck(images.images[some], images.targets[some], decks[0].back)
+        further += [photographed] if photographed.faces else []
+    return decks + further*len(decks) # Each of them as often as all rendered ones together
 
 # %% ../../nbs/training/05_crops.ipynb #1690374b
 def crop_source(
