@@ -122,8 +122,8 @@ class CloudRun:
 @pytest.fixture(scope="module")
 def address(tiny_bundle, tmp_path_factory):
     "A service that is there."
-    with serving(tmp_path_factory.mktemp("service"), tiny_bundle, "--no-demo") as running:
-        yield running
+    with serving(tmp_path_factory.mktemp("service"), tiny_bundle, "--no-demo") as (address, *_):
+        yield address
 
 
 def typed(monkeypatch, google: FakeGoogle, *words: str):

@@ -509,7 +509,7 @@ CLOUD_DEPLOY = "make PYTHON=python cloud-deploy"
 
 @executes(CLOUD_DEPLOY)
 def test_an_image_is_deployed(checkout, tiny_bundle, tmp_path):
-    with serving(tmp_path, tiny_bundle, "--no-demo") as address:
+    with serving(tmp_path, tiny_bundle, "--no-demo") as (address, *_):
         run = CloudRun(address)
         google = FakeGoogle(answers=run)
         with google.serving() as known:
