@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
-	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
+	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report report-check report-page training-report data-pull data-tests data-report promoted gate \
 	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
 	audit-dependencies sbom dist changelog-check release
 
@@ -58,7 +58,7 @@ train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Ka
 
 check: setup ruff export-check contracts rhythm docs-changed ## What to run while editing, in about a minute
 
-test: setup lint commit-checks export-check contracts rhythm docs-check notebooks pytest coverage ## All checks
+test: setup lint commit-checks export-check contracts rhythm report-check docs-check notebooks pytest coverage ## All checks
 
 lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
 	zizmor --offline --quiet .github
@@ -149,6 +149,12 @@ readme: setup ## Make README.md from nbs/index.ipynb
 
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
+
+report-check: setup ## What the answers of the report lack
+	python reports/report.py check
+
+report-page: setup ## The report as a page, in outputs/
+	python reports/report.py html
 
 data-pull: setup ## Get the data that data.dvc names from this machine's cache or the DVC remote
 	card-classifier data pull
