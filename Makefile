@@ -209,9 +209,10 @@ serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare rout
 	uv pip install --quiet --python $(PEERS) litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
 	$(call execute,nbs/studies/serving_benchmark.ipynb)
 
-attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb and attacks_decoding.ipynb, in place
+attacks: setup ## Try to break the service: the notebooks nbs/studies/attacks*.ipynb, in place
 	$(call execute,nbs/studies/attacks.ipynb)
 	$(call execute,nbs/studies/attacks_decoding.ipynb)
+	$(call execute,nbs/studies/attacks_server.ipynb)
 
 TARGET ?= serve
 image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah
