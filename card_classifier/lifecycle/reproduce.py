@@ -409,6 +409,7 @@ class Comparison:
         verdict = "not reproduced" if self.outside else "reproduced"
         return f"{verdict}: {n_changed}; {len(self.outside) or 'no'} proportion left its 95 % interval"
 
+# %% ../../nbs/lifecycle/05_reproduce.ipynb #18b9c04e
 SAME = 1e-9 # Relative difference up to which two numbers are the same
 
 def is_same(
