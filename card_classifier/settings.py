@@ -339,6 +339,8 @@ class NetworkSettings(SettingsGroup):
     "Where the service is found, and what stands between it and its clients."
     host:str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network this machine is on")
     port:int = setting(8000, "Port to listen on; 0 takes a free one", minimum=0, maximum=65535, variable="PORT")
+    share:bool = setting(False,
+        "Also give the service a public address for an hour, through Gradio's tunnel: EVERYBODY who has it may ask")
     cors_origins:str = setting("",
         "Web pages that may call the API, such as https://cards.example, separated by commas; *: all; empty: none")
     root_path:str = setting("",

@@ -329,3 +329,20 @@ def test_the_space_starts_as_it_would_there_and_its_versions_are_those_of_the_lo
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the tunnel's stand-in is a script of a shell")
+def test_a_shared_service_says_loudly_who_may_ask(tiny_bundle, tmp_path):
+    "Gradio's own code opens the tunnel; its program, which it would download, is a stand-in that names an address."
+    from gradio.tunneling import BINARY_FILENAME
+
+    program = tmp_path / "hub" / "gradio" / "frpc" / BINARY_FILENAME
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho start proxy success: https://abc.example\nexec sleep 600\n", encoding="utf-8")
+    program.chmod(0o755)
+    known = {"HF_HOME": str(tmp_path / "hub"), "GRADIO_SHARE_SERVER_ADDRESS": "127.0.0.1:7000"}
+    options = ("--no-demo", "--share")
+    with serving(tmp_path / "service", tiny_bundle, *options, environment=known.items()) as (address, process, _):
+        said = next(line for line in process.stderr if "https://abc.example" in line or "NO public" in line)
+        assert "PUBLIC for 60 minutes: https://abc.example - EVERYBODY" in said
+        assert requests.get(f"{address}/health/ready", timeout=30).status_code == 200
