@@ -9,6 +9,7 @@ __all__ = ['IN_ORDER', 'FACE_SIDE', 'MIN_CARD_SIDE', 'MIN_SHARPNESS', 'OWN', 'N_
 
 # %% ../../nbs/cli/26_adapt.ipynb #d60bbf03
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -219,7 +220,6 @@ def adapt(
     "Makes a bundle that reads a deck of your own, from one photograph of each card."
     from card_classifier.recognition.predictor import Predictor
     from card_classifier.render.own_deck import read_deck, save_deck
-    from card_classifier.training.restored import run_from_bundle
     if not folder.is_dir():
         raise CommandError(f"there is no folder {folder}")
     root, base = checkout(), find_bundle(bundle)
@@ -236,7 +236,9 @@ def adapt(
     if check:
         typer.echo(f"next: card-classifier adapt {folder}")
         return
-    start = run_from_bundle(base, root/"outputs")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning): # Of libraries about other libraries
+        from card_classifier.training.restored import run_from_bundle
+        start = run_from_bundle(base, root/"outputs")
     arch = Predictor(base).info.classifier.architecture
     said = [f"model.arch={arch}", f"model.start_from={start}", f"{OWN}={own}", *(overrides or [])]
     settings = compose("adapt", said)
