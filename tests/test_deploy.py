@@ -1,0 +1,242 @@
+"""Deployment on Cloud Run: the files as Google's own classes take them, and the way from an image to all traffic.
+
+Cloud Run is a stand-in that keeps one service and its revisions; every request to it is held against Google's
+description. The revision that is tested at its address is a real service.
+"""
+
+import base64
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from google.cloud.run_v2 import Job, Service
+from google.protobuf.json_format import ParseDict, ParseError
+from google_server import Asked, FakeGoogle
+from test_api import serving
+from typer.testing import CliRunner
+
+from card_classifier.cli.main import app
+from card_classifier.cloud.deploy import JOBS, filled, names_of
+from card_classifier.settings import CloudSettings, DeploySettings, ServeSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ROOT / "deploy" / "cloud"
+SETTINGS = DeploySettings(project="my-cards-1", bucket="my-cards-1-card-classifier")
+NAMES = names_of(SETTINGS, "europe-west4-docker.pkg.dev/my-cards-1/card-classifier/card-classifier:abc")
+HERE = ("cloud.project=my-cards-1", "cloud.image=image:1", "cloud.canary_minutes=0")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("service", Service), *((f"job-{job}", Job) for job in JOBS)])
+def test_the_files_are_what_cloud_run_takes(name, kind):
+    body = filled(FILES / f"{name}.yaml", NAMES)
+    ParseDict(body, kind.pb()(), ignore_unknown_fields=False)
+    with pytest.raises(ParseError):
+        ParseDict({**body, "templat": {}}, kind.pb()(), ignore_unknown_fields=False)
+    assert "${" not in json.dumps(body)
+
+
+def test_the_service_is_bounded_probed_and_keeps_its_secrets_elsewhere():
+    template = filled(FILES / "service.yaml", NAMES)["template"]
+    serve, collector = template["containers"]
+    assert template["scaling"]["maxInstanceCount"] == SETTINGS.max_instances
+    assert serve["startupProbe"]["httpGet"]["path"] == "/health/ready"
+    assert serve["livenessProbe"]["httpGet"]["path"] == "/health/live", "readiness is no reason to restart"
+    assert serve["resources"]["startupCpuBoost"] and collector["dependsOn"] == [serve["name"]]
+    variable = ServeSettings.__dataclass_fields__["database"].metadata["variable"]
+    database = next(one for one in serve["env"] if one["name"] == variable)
+    assert "value" not in database and database["valueSource"]["secretKeyRef"]
+    mounted = {one["name"] for container in template["containers"] for one in container["volumeMounts"]}
+    assert mounted == {one["name"] for one in template["volumes"]}
+    collects = yaml.safe_load((FILES / "collector.yaml").read_text())
+    assert collects["spec"]["endpoints"][0]["port"] == serve["ports"][0]["containerPort"]
+
+
+def test_what_the_jobs_run_are_commands_that_there_are():
+    for job in JOBS:
+        words = filled(FILES / f"job-{job}.yaml", NAMES)["template"]["template"]["containers"][0]["args"]
+        named = [word for word in words if re.fullmatch("[a-z]+", word)]
+        said = CliRunner().invoke(app, [*named, "--help"])
+        assert said.exit_code == 0, said.output
+        assert all(word in said.output for word in words if word.startswith("--"))
+
+
+class CloudRun:
+    "One service with its revisions, and what Cloud Monitoring counts of them."
+
+    def __init__(self, address: str, errors: int = 0, requests: int = 500):
+        self.address, self.errors, self.requests = address, errors, requests
+        self.service: dict | None = None
+        self.revisions: list[str] = []
+        self.jobs: list[str] = []
+        self.shares: list[dict] = []
+
+    def __call__(self, asked: Asked) -> tuple[int, dict] | None:
+        "Answers a request."
+        done = {"name": "projects/my-cards-1/locations/europe-west4/operations/1", "done": True}
+        if asked.host == "monitoring":
+            return 200, {"data": {"result": self.figures(asked.query["query"])}}
+        if "/jobs" in asked.path:
+            self.jobs.append(f"{asked.method} {asked.path.rpartition('/')[2]} {asked.query.get('jobId', '')}".strip())
+            return (404, {"error": {"code": 404, "message": "not found"}}) if asked.method == "GET" else (200, done)
+        if asked.path.endswith("/revisions"):
+            ready = [{"type": "Ready", "state": "CONDITION_SUCCEEDED"}]
+            return 200, {"revisions": [{"name": f"x/{name}", "createTime": f"{number:04d}", "conditions": ready}
+                                       for number, name in enumerate(self.revisions)]}  # fmt: skip
+        if asked.method == "GET":
+            missing = {"error": {"code": 404, "message": "not found"}}
+            return (404, missing) if self.service is None else (200, self.service)
+        self.take(asked.body)
+        return 200, done
+
+    def figures(self, query: str) -> list[dict]:
+        "What Cloud Monitoring counts."
+        if "revision_name" not in query:
+            return []
+        count = {"5xx": self.errors, "latencies": 100}
+        value = next((number for word, number in count.items() if word in query), self.requests)
+        values = {name: value if name == self.revisions[-1] or "5xx" not in query else 0 for name in self.revisions}
+        return [{"metric": {"revision_name": name}, "value": [0, str(one)]} for name, one in values.items()]
+
+    def take(self, body: dict) -> None:
+        "Makes a revision, or distributes traffic."
+        if "template" in body:
+            self.revisions.append(body["template"]["revision"])
+        told = body.get("traffic") or [{"revision": self.revisions[-1], "percent": 100}]
+        statuses = [{**one, **({"uri": self.address} if one.get("tag") else {})} for one in told]
+        self.service = {"uri": self.address, "trafficStatuses": statuses}
+        self.shares.append({one["revision"]: one["percent"] for one in told if one.get("percent")})
+
+
+@pytest.fixture(scope="module")
+def address(tiny_bundle, tmp_path_factory):
+    "A service that is there."
+    with serving(tmp_path_factory.mktemp("service"), tiny_bundle, "--no-demo") as running:
+        yield running if isinstance(running, str) else running[0]
+
+
+def typed(monkeypatch, google: FakeGoogle, *words: str):
+    "What a command does, with a Google on this machine."
+    with google.serving() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("CLOUDSDK_AUTH_ACCESS_TOKEN", "a-token")
+        done = CliRunner().invoke(app, ["cloud", *words])
+    assert google.wrong == [], google.wrong
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return done
+
+
+def test_an_image_gets_traffic_step_by_step_and_goes_back_when_it_is_worse(monkeypatch, address):
+    run = CloudRun(address)
+    google = FakeGoogle(answers=run)
+    first = typed(monkeypatch, google, "deploy", "--yes", *HERE)
+    assert first.exit_code == 0 and run.shares == [{run.revisions[0]: 100}], first.output
+    assert run.jobs[-1] == "POST card-classifier-migrate:run", "the tables are ready before a revision"
+    run.revisions[0] = "card-classifier-20260101-000000"
+    run.service["trafficStatuses"][0]["revision"] = run.revisions[0]
+
+    second = typed(monkeypatch, google, "deploy", "--yes", *HERE)
+    old, new = run.revisions
+    assert run.shares[1:] == [{old: 100}, {old: 90, new: 10}, {new: 100}], second.output
+    run.revisions[1] = run.service["trafficStatuses"][0]["revision"] = "card-classifier-20260102-000000"
+
+    run.errors = 60
+    third = typed(monkeypatch, google, "deploy", "--yes", *HERE)
+    assert third.exit_code == 1 and "errors: 60 of 500" in third.output
+    assert run.shares[-1] == {"card-classifier-20260102-000000": 100}
+
+    run.errors, run.requests = 0, 20
+    fourth = typed(monkeypatch, google, "deploy", "--yes", *HERE)
+    assert fourth.exit_code == 1 and "too few to tell" in fourth.output
+
+    told = typed(monkeypatch, google, "status", *HERE[:1])
+    assert told.exit_code == 0 and "100 %" in told.stdout
+    back = typed(monkeypatch, google, "rollback", "--yes", *HERE[:1])
+    assert back.exit_code == 0 and run.shares[-1] == {"card-classifier-20260101-000000": 100}, back.output
+
+
+def test_a_revision_that_fails_its_tests_gets_no_visitor(monkeypatch):
+    run = CloudRun("http://127.0.0.1:9")
+    run.take({"template": {"revision": "card-classifier-20260101-000000"}})
+    done = typed(monkeypatch, FakeGoogle(answers=run), "deploy", "--yes", *HERE)
+    assert done.exit_code == 2 and "all traffic stays with card-classifier-20260101-000000" in done.output
+    assert all(share == {"card-classifier-20260101-000000": 100} for share in run.shares), run.shares
+
+
+def test_what_google_refuses_is_said_in_one_line(monkeypatch):
+    refused = {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "Permission 'run.services.get' denied"}}
+    done = typed(monkeypatch, FakeGoogle(answers=lambda asked: (403, refused)), "deploy", "--yes", *HERE)
+    assert done.exit_code == 2 and "you may not do this in this project" in done.output
+    nobody = typed(monkeypatch, FakeGoogle(answers=CloudRun("")), "status", *HERE[:1])
+    assert nobody.exit_code == 2 and "there is no service card-classifier" in nobody.output
+
+
+
+
+# --- What is made once
+
+
+INFRASTRUCTURE = FILES / "infrastructure"
+TERRAFORM = shutil.which("tofu") or shutil.which("terraform")
+
+
+@pytest.mark.skipif(not TERRAFORM, reason="needs OpenTofu or Terraform")
+def test_the_infrastructure_is_well_formed(tmp_path):
+    "Formatted and parsed; what needs the provider, `tofu validate`, runs where a registry of providers answers."
+    command = [TERRAFORM, "fmt", "-check", "-recursive", INFRASTRUCTURE]
+    checked = subprocess.run(command, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    (tmp_path / "bad.tf").write_text('resource "google_storage_bucket" {\n', encoding="utf-8")
+    bad = subprocess.run([TERRAFORM, "fmt", "-check", tmp_path], capture_output=True, check=False)
+    assert bad.returncode != 0
+
+
+def test_infrastructure_and_settings_name_the_same_things():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(INFRASTRUCTURE.glob("*.tf")))
+    machine = CloudSettings(project="my-cards-1")
+    for account in (machine.training_account, machine.serving_account):
+        assert f'account_id   = "{account}"' in text
+    assert f'default     = "{machine.region}"' in text and f"default     = {machine.budget:.0f}" in text
+    assert 'bucket = "${var.project}-card-classifier"' in text
+    secrets = set(re.findall(r"secret: (card-classifier-\w+)", (FILES / "service.yaml").read_text()))
+    assert secrets == set(re.findall(r'"(card-classifier-(?:database|collector))"', text)[:2])
+    schedules = set(re.findall(r'^    (\w+) += "[\d*]+ [\d*]+ \* \* \*"$', text, re.MULTILINE))
+    assert schedules and schedules <= set(JOBS)
+    assert "roles/owner" not in text and "roles/editor" not in text and "service_account_key" not in text
+
+
+def test_the_kill_switch_acts_once_too_much_was_spent_and_not_before(monkeypatch):
+    google = FakeGoogle()
+
+    class Message:
+        def __init__(self, content: object):
+            self.content = json.dumps({"message": {"data": base64.b64encode(json.dumps(content).encode()).decode()}})
+
+        def get_data(self) -> bytes:
+            return self.content.encode()
+
+    monkeypatch.setenv("PROJECT", "my-cards-1")
+    monkeypatch.setenv("RATIO", "1.5")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with google.serving() as environment:
+        place = environment["CARD_CLASSIFIER_GOOGLE_ENDPOINT"]
+        monkeypatch.setenv("BILLING_ENDPOINT", f"{place}/cloudbilling.googleapis.com")
+        switch = runpy.run_path(str(FILES / "kill_switch" / "main.py"))
+        session = requests.Session()
+        session.headers["Authorization"] = "Bearer a-token"
+        monkeypatch.setattr("google.auth.default", lambda scopes: (None, "my-cards-1"))
+        switch["hear_budget"].__globals__["AuthorizedSession"] = lambda credentials: session
+        for spent in ({"costAmount": 74.9, "budgetAmount": 50}, {"costAmount": 90}, ["nonsense"], {"costAmount": "x"}):
+            assert switch["hear_budget"](Message(spent))[1] == 200
+        assert google.asked == []
+        said, status = switch["hear_budget"](Message({"costAmount": 75, "budgetAmount": 50, "currencyCode": "EUR"}))
+        assert status == 200 and "taken away" in said
+    [asked] = google.asked
+    assert asked.body == {"billingAccountName": ""} and asked.path == "v1/projects/my-cards-1/billingInfo"
+    assert google.wrong == []
