@@ -97,8 +97,9 @@ WORKDIR /data
 VOLUME ["/data"]
 USER 10001:10001
 EXPOSE 8080
+# Whether it lives: one that lives and can't record is not to be restarted for that; `/health/ready` tells it
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python3", "-I", "-S", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python3", "-I", "-S", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/health/live'); sys.exit(c.getresponse().status != 200)"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision="${REVISION}"
 ENTRYPOINT ["card-classifier"]

@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
-	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report training-report data-pull data-tests data-report promoted gate \
+	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report report-check report-page training-report data-pull data-tests data-report promoted gate \
 	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
 	audit-dependencies sbom dist changelog-check release
 
@@ -58,7 +58,7 @@ train: setup ## The main job on the real data set (CARD_CLASSIFIER_DATA, else Ka
 
 check: setup ruff export-check contracts rhythm docs-changed ## What to run while editing, in about a minute
 
-test: setup lint commit-checks export-check contracts rhythm docs-check notebooks pytest coverage ## All checks
+test: setup lint commit-checks export-check contracts rhythm report-check docs-check notebooks pytest coverage ## All checks
 
 lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
 	zizmor --offline --quiet .github
@@ -150,6 +150,12 @@ readme: setup ## Make README.md from nbs/index.ipynb
 report: setup ## Make reports/ from the measured results
 	python reports/report.py
 
+report-check: setup ## What the answers of the report lack
+	python reports/report.py check
+
+report-page: setup ## The report as a page, in outputs/
+	python reports/report.py html
+
 data-pull: setup ## Get the data that data.dvc names from this machine's cache or the DVC remote
 	card-classifier data pull
 
@@ -226,8 +232,8 @@ image-bundle-test: setup ## Start the built image with the bundle BUNDLE and com
 clean: ## Remove what can be made again, except data/, outputs/ and .venv/
 	rm -rf _docs _proc _site build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache *.egg-info
 
-lock: ## Resolve requirements.lock anew, for every platform and Python 3.11 to 3.13
-	uv pip compile --quiet --universal --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
+lock: ## Resolve requirements.lock anew, with checksums, for every platform and Python 3.11 to 3.13
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11.5 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock setup.py
 
 AUDIT ?= --vulnerability-service osv
 audit-dependencies: setup ## Known vulnerabilities of the versions in requirements.lock (needs a network)

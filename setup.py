@@ -16,8 +16,9 @@ def requirements(name: str) -> list[str]:
     return [line.strip() for line in settings[name].splitlines() if line.strip()]
 
 
-extras = ("serve", "heic", "parquet", "watch", "video", "cloud", "train", "dev")
-serve, heic, parquet, watch, video, cloud, train, dev = (requirements(f"{extra}_requirements") for extra in extras)
+extras = ("serve", "heic", "parquet", "watch", "video", "batch", "cloud", "train", "dev")
+found = (requirements(f"{extra}_requirements") for extra in extras)
+serve, heic, parquet, watch, video, batch, cloud, train, dev = found
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -45,10 +46,11 @@ setup(
         "heic": heic,
         "parquet": parquet,
         "watch": watch,
+        "batch": batch,
         "video": video,
         "cloud": cloud,
         "train": [*train, *cloud],
-        "dev": [*train, *serve, *heic, *parquet, *watch, *video, *cloud, *dev],
+        "dev": [*train, *serve, *heic, *parquet, *watch, *video, *batch, *cloud, *dev],
     },
     entry_points={
         "console_scripts": requirements("console_scripts"),

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Made from {} by `make readme`: edit that. -->"
 PAGES = {"README.md": "nbs/index.ipynb", "CONTRIBUTING.md": "nbs/guides/20_contributing.ipynb"}
 SITE_PAGES = {  # Pages that only the site has, and what they are made from
-    "nbs/report.qmd": "reports/README.md",
+    "nbs/report.qmd": "reports/measured.md",
+    "nbs/answers.qmd": "reports/README.md",
+    "nbs/checklist.qmd": "reports/checklist.md",
     "nbs/changelog.qmd": "CHANGELOG.md",
 }
 CODE = re.compile(r"(^(`{3,}|~{3,}).*?^\2[^\n]*$|`+[^`\n]+`+)", re.DOTALL | re.MULTILINE)  # Links in code are no links

@@ -1,5 +1,6 @@
-"""Makes the report: README.md and figures/ from the numbers in results.json.
+"""Makes the report's figures, and its appendix measured.md from the numbers in results.json.
 
+`report.py check` says what the answers in README.md lack, `report.py html` makes a page of them.
 With --runs it reads those numbers from finished runs first, with --evaluated those of `card-classifier evaluate`.
 """
 import argparse
@@ -338,7 +339,7 @@ def check_results(results: dict, info: BundleInfo) -> None:
 
 
 def write_report(results: dict) -> None:
-    "README.md and its figures."
+    "measured.md and its figures."
     info = read_bundle(released_bundle())
     check_results(results, info)
     test = next(run for run in results["runs"] if run["run"] == info.classifier.run)["test"]
@@ -348,17 +349,42 @@ def write_report(results: dict) -> None:
     save(plot_reliability(test), "reliability")
     template = (REPORTS / "template.md").read_text(encoding="utf-8")
     text = template.format(**report_text(results, info))
-    (REPORTS / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    (REPORTS / "measured.md").write_text(text, encoding="utf-8", newline="\n")
 
 
-if __name__ == "__main__":
+def check_answers() -> None:
+    "Ends with a line for each fault of the answers."
+    from answers import REPORT, faults
+
+    found = faults(REPORT.read_text(encoding="utf-8"))
+    if found:
+        raise SystemExit("\n".join(f"{REPORT.name}: {fault}" for fault in found))
+    print(f"{REPORT.name}: every answer is within its limits")
+
+
+def write_page(file: Path) -> None:
+    "Makes a page of the answers."
+    from answers import REPORT, page
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page(REPORT.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"written: {file}")
+
+
+def main() -> None:
+    "What is asked for on the command line."
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("make", "check", "html"), default="make")
+    parser.add_argument("--to", type=Path, default=Path("outputs/report.html"), help="where html writes the page")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN",
                         help="finished runs under outputs/ to read results from, the released one among them")
     parser.add_argument("--evaluated", action="store_true",
                         help="read what card-classifier evaluate measured of the released bundle on test and on valid")
-    asked, released = parser.parse_args(), read_bundle(released_bundle())
-    results = earlier_results()
+    asked = parser.parse_args()
+    if asked.what != "make":
+        check_answers() if asked.what == "check" else write_page(asked.to)
+        return
+    released, results = read_bundle(released_bundle()), earlier_results()
     if asked.runs:
         keep_records(released, asked.runs)
         results |= collect_runs(asked.runs)
@@ -367,4 +393,11 @@ if __name__ == "__main__":
     if asked.runs or asked.evaluated:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(results)
-    print(f"written: {(REPORTS / 'README.md').relative_to(find_checkout() or REPORTS)}")
+    from drawings import draw_all
+
+    draw_all(FIGURES)
+    print(f"written: {(REPORTS / 'measured.md').relative_to(find_checkout() or REPORTS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,7 @@ def page_link(target: str, folder: str) -> str:
         return target
     path = (ROOT / folder / target.partition("#")[0]).resolve()
     anchor = "#" + target.partition("#")[2] if "#" in target else ""
-    if path.is_relative_to(NBS):
+    if path.is_relative_to(NBS) and not path.is_dir():
         return path.relative_to(NBS).as_posix() + anchor
     if path.is_relative_to(ROOT / "reports" / "figures"):
         return f"report_figures/{path.name}"
@@ -165,7 +165,9 @@ def finish_notebook(file: Path) -> None:
 def process(force: bool = True) -> None:
     "Everything of the build that needs no Quarto; results in `_proc/`. Unchanged notebooks are kept unless `force`."
     shutil.copytree(ROOT / "reports" / "figures", NBS / "report_figures", dirs_exist_ok=True)
-    write_page("report.qmd", ROOT / "reports" / "README.md", "How the released model was made and how good it is.")
+    write_page("report.qmd", ROOT / "reports" / "measured.md", "How the released model was made and how good it is.")
+    write_page("answers.qmd", ROOT / "reports" / "README.md", "What this project is and how it was made.")
+    write_page("checklist.qmd", ROOT / "reports" / "checklist.md", "Every module of the course with its place here.")
     write_page("changelog.qmd", ROOT / "CHANGELOG.md", "What changed from release to release.")
     (NBS / "llms.txt").write_text(llms_text(), encoding="utf-8", newline="\n")
     refresh_quarto_yml()

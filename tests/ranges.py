@@ -24,7 +24,8 @@ TESTS = ("test_cards", "test_images", "test_bundle", "test_metrics", "test_calib
          "test_shards", "test_export", "test_tasks", "test_training_run", "test_api")
 MODULES = {"": ("cli.main", "recognition.predictor", "evaluation.metrics"), "serve": ("serving.site", "records.writer"),
            "train": ("training.tasks", "data.loaders", "lifecycle"), "parquet": (), "heic": (),
-           "watch": ("watching.stream",), "video": ("cli.video",)}
+           "watch": ("watching.stream",), "video": ("cli.video",),
+           "batch": ("batch.score",)}
 UV = str(Path(sys.executable).with_name("uv"))
 
 

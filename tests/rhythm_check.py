@@ -1,8 +1,8 @@
 """Fails when a notebook can't be read in small steps; with `--table`, prints what each room looks like.
 
 The rules are those of CONTRIBUTING: a title and one sentence first, imports in cells of their own, exported cells of
-at most 40 lines, at most 60 exported lines without a demonstration, files under 500 kB, notebooks numbered in reading
-order: each after those of its folder whose code it builds on. A page that
+at most 40 lines, at most 60 exported lines without a demonstration, pictures that are saved, files under 500 kB,
+notebooks numbered in reading order: each after those of its folder whose code it builds on. A page that
 has to break one stands in `EXCEPTIONS` with the reason.
 """
 
@@ -31,6 +31,7 @@ class Cell:
 
     kind: str
     source: str
+    formats: set[str] = field(default_factory=set)  # Of its saved outputs, such as image/png
 
     @cached_property
     def directives(self) -> set[str]:
@@ -63,6 +64,13 @@ class Cell:
     def is_demonstration(self) -> bool:
         "Whether a reader sees it use what was exported."
         return self.kind == "code" and bool(self.lines) and not self.directives & (EXPORTS | {"default_exp", "hide"})
+
+    @property
+    def lacks_picture(self) -> bool:
+        "Whether it has an alternative text and no picture, as a figure has without the inline backend."
+        return "fig-alt" in self.directives and not any(
+            re.match(r"image/|text/html|application/vnd\.jupyter\.widget", one) for one in self.formats
+        )
 
     @property
     def modules(self) -> set[str]:
@@ -122,11 +130,13 @@ class Notebook:
         "Which rules it breaks, and how."
         first = self.cells[0] if self.cells else Cell("code", "")
         mixed = next((cell.lines[0] for cell in self.cells if cell.mixes_imports), None)
+        unseen = next((cell.lines[-1] for cell in self.cells if cell.lacks_picture), None)
         found = {
             "title": None
             if first.kind == "markdown" and re.match(r"# .+\n+> .+", first.source)
             else "the first cell must be a title and a block quote with one sentence",
             "imports": mixed and f"a cell mixes imports and other code: {mixed!r}",
+            "picture": unseen and f"no picture was saved of a cell that has an alternative text: {unseen!r}",
             "cell": self.longest_cell > MAX_CELL
             and f"an exported cell has {self.longest_cell} lines, at most {MAX_CELL}",
             "stretch": self.longest_stretch > MAX_STRETCH
@@ -144,9 +154,15 @@ def read_notebooks(folder: Path) -> list[Notebook]:
         if ".ipynb_checkpoints" in name:
             continue
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        notebooks.append(
-            Notebook(name, path.stat().st_size, [Cell(cell["cell_type"], "".join(cell["source"])) for cell in cells])
-        )
+        read = [
+            Cell(
+                cell["cell_type"],
+                "".join(cell["source"]),
+                {name for output in cell.get("outputs", []) for name in output.get("data", {})},
+            )
+            for cell in cells
+        ]
+        notebooks.append(Notebook(name, path.stat().st_size, read))
     return notebooks
 
 

@@ -242,6 +242,18 @@ def test_every_card_of_a_photo_is_answered_and_the_largest_is_recorded(tmp_path)
                 return database.execute("select count(*) from predictions").fetchone()[0] == 1
 
         wait_for(recorded)
+        ace, twice, file = Image.open(EXAMPLES / "ace-of-spades.webp"), Image.new("RGB", (960, 480)), io.BytesIO()
+        for left in (0, 480):
+            twice.paste(ace.resize((480, 480)), (left, 0))
+        twice.save(file, "PNG")
+        named = []
+        for one_deck in ("false", "true"):
+            asked = httpx.post(f"{address}/v1/predict?one_deck={one_deck}", content=file.getvalue(), timeout=30).json()
+            named.append([card["card"] for card in asked["predictions"][0]["cards"] if not card["is_rejected"]])
+        assert named[0] == ["ace of spades"] * 2 and named[1].count("ace of spades") == 1
+        with sqlite3.connect(folder / "records.sqlite") as database:
+            [(cards,)] = database.execute("select cards from predictions order by time limit 1")
+        assert [card["seen"] for card in json.loads(cards)] == ["card"] * 3
 
 
 def test_the_keys_are_those_of_the_command_line(service, tiny_bundle, tmp_path):

@@ -240,3 +240,26 @@ def test_the_kill_switch_acts_once_too_much_was_spent_and_not_before(monkeypatch
     [asked] = google.asked
     assert asked.body == {"billingAccountName": ""} and asked.path == "v1/projects/my-cards-1/billingInfo"
     assert google.wrong == []
+
+
+def test_a_check_only_looks_and_says_what_it_cannot_see(monkeypatch):
+    missing = (404, {"error": {"code": 404, "message": "not found"}})
+
+    def answers(asked: Asked) -> tuple[int, dict] | None:
+        "A project with one forgotten machine, in which some things may not be seen."
+        if asked.host == "secretmanager":
+            return 403, {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "denied"}}
+        if asked.path.endswith("aggregated/instances"):
+            one = {"name": "card-classifier-forgotten-1", "zone": "x/zones/europe-west4-a", "labels": {}}
+            return 200, {"items": {"zones/europe-west4-a": {"instances": [one]}}}
+        lists = ("aggregated/disks", "customJobs", "/services", "/jobs")
+        return (200, {}) if asked.path.endswith(lists) else missing
+
+    google = FakeGoogle(answers=answers)
+    done = typed(monkeypatch, google, "check", "--team", "user:a@example.org", "cloud.project=my-cards-1")
+    assert done.exit_code == 1
+    assert "left on: machine card-classifier-forgotten-1" in done.stdout, done.output
+    assert "access: user:a@example.org has no access" in done.stdout
+    assert re.search(r"secret card-classifier-database +unknown +.*you may not", done.stdout)
+    assert re.search(r"project +missing", done.stdout) and "0.00" in done.stdout
+    assert {asked.method for asked in google.asked} == {"GET"}

@@ -27,7 +27,8 @@ VARIABLES = {"CARD_CLASSIFIER_API_KEYS"} | {one.metadata["variable"] for one in 
 def documents() -> dict[str, dict]:
     "What the manifests describe, by kind and name."
     found = [one for path in MANIFESTS for one in yaml.safe_load_all(path.read_text())]
-    return {f"{one['kind']}/{one['metadata']['name']}": one for one in found}
+    own = [one for one in found if not one["apiVersion"].startswith("ray.io/")]  # Its operator brings the schema
+    return {f"{one['kind']}/{one['metadata']['name']}": one for one in own}
 
 
 @pytest.mark.parametrize("name", documents())

@@ -86,12 +86,12 @@ def test_the_service_has_a_health_check_that_needs_no_further_program():
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(200, 0), (503, 1), (None, 1)], ids=["ready", "starting", "nobody listens"]
+    ("status", "code"), [(200, 0), (503, 1), (None, 1)], ids=["alive", "in trouble", "nobody listens"]
 )
 def test_the_health_check_says_what_the_service_says(status, code):
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(status if self.path == "/health/ready" else 404)
+            self.send_response(status if self.path == "/health/live" else 404)
             self.end_headers()
 
         def log_message(self, *words): ...

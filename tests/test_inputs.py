@@ -83,6 +83,11 @@ MISTAKES = {
         422,
         "/v1/predict?top_k=",
     ),
+    "one deck in the form": (
+        {"files": {"files": ("a", PICTURE)}, "data": {"one_deck": "1"}},
+        422,
+        "/v1/predict?one_deck=",
+    ),
     "no gzip": ({"content": PICTURE, "headers": {"content-encoding": "gzip"}}, 400, "not gzip"),
     "half a gzip": ({"content": gzip.compress(PICTURE)[:-20], "headers": {"content-encoding": "gzip"}}, 400, "ends"),
     "brotli": ({"content": PICTURE, "headers": {"content-encoding": "br"}}, 415, "'br'"),

@@ -136,6 +136,7 @@ def test_predict_works_at_once_without_the_training_stack(fresh, tmp_path):
         (["records"], "serve"),
         (["data", "diff", "HEAD"], "train"),
         (["predict", "film.mp4"], "video"),
+        (["score", ".", "--to", "answers"], "batch"),
     ],
 )
 def test_a_command_without_its_packages_names_the_extra_that_brings_them(fresh, tmp_path, arguments, extra):

@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
-from alerting import PROGRAMS, watching
+from alerting import PROGRAMS, shortened, watching
 from postgres import free_port, postgres_programs, running_postgres
 from test_api import encoded, numbers, serving, wait_for
 from test_watching import coloured, watched_bundle  # noqa: F401 (a fixture)
@@ -140,6 +140,15 @@ def test_every_alert_is_a_policy_of_google_cloud_and_the_files_are_fresh():
     assert {tuple(made[name]["displayName"].rstrip(")").split(" (")) for name in made if "policies" in name} == told
 
 
+def test_the_collector_of_cloud_run_names_the_job_that_the_queries_ask_for():
+    collector = yaml.safe_load((DEPLOY / "cloud" / "collector.yaml").read_text())
+    assert collector["metadata"]["name"] == "card-classifier"  # It becomes the label `job`
+    [port] = re.findall(r"containerPort: (\d+)", (DEPLOY / "cloud" / "service.yaml").read_text())
+    assert [(str(one["port"]), one["path"]) for one in collector["spec"]["endpoints"]] == [(port, "/metrics")]
+    asked = {job for name in FILES for job in re.findall(r'job=\\"([\w-]+)', (CLOUD / name).read_text())}
+    assert asked == {collector["metadata"]["name"]}
+
+
 def queries_in(content):
     "The PromQL in a file's content, however deep."
     if isinstance(content, list):
@@ -233,6 +242,19 @@ def test_a_page_that_is_cut_and_a_service_that_is_killed_are_told(tiny_bundle, t
         both = [(status, name) for name in ("MetricsCut", "Away") for status in ("firing", "resolved")]
         said = [("on-call", status, f"CardClassifier{name}") for status, name in [*both, ("firing", "Away")]]
         assert watch.heard == said
+
+
+def test_minutes_become_seconds_and_nothing_else_changes():
+    text = (DEPLOY / "prometheus" / "rules.yaml").read_text()
+    before, after = (yaml.safe_load(one)["groups"] for one in (text, shortened(text, 60)))
+    for old, new in zip(before, after, strict=True):
+        for one, other in zip(old["rules"], new["rules"], strict=True):
+            assert re.findall(r"\[(?!\d+ms\])", other["expr"]) == [] and other.get("for", "1ms").endswith("ms")
+            timeless = [re.sub(r"(\[|offset )\w+", r"\1", rule["expr"]) for rule in (one, other)]
+            assert timeless[0] == timeless[1]
+            kept = [{key: rule[key] for key in rule.keys() - {"expr", "for"}} for rule in (one, other)]
+            assert kept[0] == kept[1]
+    assert "rate(x[5000ms])" in shortened("rate(x[5m])", 60) and shortened("for: 10m", 60) == "for: 10000ms"
 
 
 class Clients:

@@ -19,7 +19,7 @@ def page(*cells) -> nbformat.NotebookNode:
     ("[card](model_card.ipynb#how-good-it-is)", "[card](nbs/model_card.ipynb#how-good-it-is)"),
     ("![demo](images/demo-phone.png){width=50%}", "![demo](nbs/images/demo-phone.png)"),
     ("[report](../reports/README.md)", "[report](reports/README.md)"),
-    ("[report](report.qmd)", "[report](reports/README.md)"),
+    ("[report](report.qmd)", "[report](reports/measured.md)"),
     ("[![a](images/demo-phone.png)](model_card.ipynb)", "[![a](nbs/images/demo-phone.png)](nbs/model_card.ipynb)"),
     ('<img src="images/demo-phone.png" alt="a phone">', '<img src="nbs/images/demo-phone.png" alt="a phone">'),
     ('[card](model_card.ipynb "All figures")', '[card](nbs/model_card.ipynb "All figures")'),

@@ -131,6 +131,13 @@ def test_a_notebook_stands_after_those_of_its_folder_that_it_builds_on():
     ]
 
 
+def test_a_picture_that_was_not_saved_is_noticed():
+    source = "#| fig-alt: A card\nplot()"
+    shown, text = (Cell("code", source, {"text/plain", *more}) for more in (["image/png"], []))
+    assert "picture" not in Notebook("a.ipynb", 1, [shown]).problems()
+    assert Notebook("a.ipynb", 1, [shown, text]).problems()["picture"].endswith("'plot()'")
+
+
 def test_no_secret_and_no_data_is_tracked():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     assert not [name for name in files if re.search(r"\.(zip|tar|h5|safetensors|pt|pth|pkl|pem|key)$", name)]

@@ -1,5 +1,6 @@
 "The service under signals at every moment, workers that hang, killed services, and databases in trouble."
 
+import base64
 import contextlib
 import os
 import re
@@ -45,11 +46,13 @@ def test_a_stopped_worker_and_a_dead_one_are_replaced_and_the_service_ends_in_ti
         found = numbers(address)
         assert found['card_classifier_workers_replaced_total{reason="hung"}'] == 1
         assert found['card_classifier_workers_replaced_total{reason="died"}'] == 1
-        workers_of(process)[0].suspend()
+        suspended = workers_of(process)[0]
+        suspended.suspend()
         started = time.monotonic()
         process.terminate()
         assert process.wait(30) == 0
-        assert time.monotonic() - started < 25  # On a busy machine; else four
+        assert time.monotonic() - started < 25  # On a busy machine; else one
+        assert suspended.pid in [event["pid"] for event in events(folder) if event["event"] == "stopped"]
 
 
 def test_a_signal_at_any_moment_of_the_start_ends_it_with_one_line(tiny_bundle, tmp_path):
@@ -113,12 +116,23 @@ def test_trouble_with_the_database_delays_no_answer_and_is_told(tiny_bundle, tmp
             head = b"POST /v1/predict?record=wait HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(photo)
             for one in waiting:
                 one.sendall(head + photo)
-            ended, times = time.monotonic() + 3, []
+            told = b'{"request_id": "%s", "card": "joker"}' % (b"0" * 32)
+            head = (
+                b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            )
+            telling = [
+                socket.create_connection((host, int(port))) for _ in range(60)
+            ]  # More than threads that could wait
+            for one in telling:
+                one.sendall(head % len(told) + told)
+            ended, times, as_text = time.monotonic() + 3, [], base64.b64encode(photo)  # Unwrapped in a thread
             while time.monotonic() < ended:
                 started = time.monotonic()
-                assert client.post(address + "/v1/predict", content=photo).status_code == 200
+                assert client.post(address + "/v1/predict", content=as_text).status_code == 200
+                assert client.get(address + "/metrics").status_code == 200
                 times.append(time.monotonic() - started)
             assert sorted(times)[len(times) // 2] < 1
+            assert all(b"records-away" in said(one) for one in telling)
             assert all(b'"recorded":"queued"' in said(one) for one in waiting)
             wait_for(lambda: client.get(address + "/health/ready").status_code == 503)
             assert client.get(address + "/health/live").status_code == 200

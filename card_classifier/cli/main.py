@@ -15,7 +15,7 @@ from .terminal import app
 # %% ../../nbs/cli/28_main.ipynb #67e77076
 GROUPS = (
     "settings", "data", "feedback", "training", "experiments", "sweeps",
-    "evaluation", "export", "bundle", "prediction", "serving", "records", "drift",
+    "evaluation", "export", "bundle", "prediction", "serving", "records", "drift", "scoring",
     "models", "gate", "reproduction", "adapt", "cloud", "cloud_service")
 
 for group in GROUPS:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ..cards import NO_CARD, Card, Rank, Suit
 from .drawing import blank_svg, card_back_svg, card_svg
 from .templates import TEXTS, card_name, colour_class, counted, fill_template, percent
-from ..recognition.annotation import CERTAIN, reading_order
+from ..recognition.annotation import CERTAIN, order_of_cards
 
 # %% ../../nbs/demo/03_answers.ipynb #83fe5e80
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def shapes_of(
     cards:list[dict],  # Of one answer
     aspect:float=1.0,  # The photo's width over its height
 )->list[Shape]:        # As they lie
-    "All cards of an answer in reading order."
-    order = reading_order([card["corners"] for card in cards], aspect)
+    "All cards of an answer in reading order, or as they are held."
+    order = order_of_cards(cards, aspect)
     return [shape_of(cards[number], number, place, len(cards)) for place, number in enumerate(order, 1)]
 
 # %% ../../nbs/demo/03_answers.ipynb #7d176949
@@ -185,6 +185,7 @@ def words_html(
         kind="recognised" if any(not card["is_rejected"] for card in cards) else "rejected",
         title=title_of(cards),
         hand=shapes,
+        hand_lead=TEXTS["answer"]["held_lead" if any(map(is_index_only, cards)) else "hand_lead"],
         panels=panels,
         is_recording=is_recording,
         choice=choice_html(TEXTS["correction"]["which"]),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'IMMUTABLE', 'MEDIA_TYPES', 'EVENT_BYTES', 'EVENT_KEYS', 'HERE', 'WHERE_IT_IS', 'CONTENT_SECURITY_POLICY',
-           'PAGE_HEADERS', 'LIVE_SHARE', 'THREADS', 'CORRECTION_BYTES', 'RefusedRequestError', 'refusal_response',
-           'too_large', 'limit_body', 'page_file', 'file_response', 'names_a_file', 'is_of_page', 'checked_event',
-           'rewrite_page', 'call_app', 'PageRoutes', 'client_of', 'read_photo', 'PhotoRoutes', 'DemoGateway', 'respond',
-           'serve_gateway']
+           'PAGE_HEADERS', 'LIVE_SHARE', 'THREADS', 'CORRECTION_THREADS', 'CORRECTION_BYTES', 'RefusedRequestError',
+           'refusal_response', 'too_large', 'limit_body', 'page_file', 'file_response', 'names_a_file', 'is_of_page',
+           'checked_event', 'rewrite_page', 'call_app', 'PageRoutes', 'client_of', 'read_photo', 'PhotoRoutes',
+           'DemoGateway', 'respond', 'serve_gateway']
 
 # %% ../../nbs/demo/09_gateway.ipynb #0d063042
 import asyncio
@@ -263,7 +263,7 @@ class PageRoutes:
 # %% ../../nbs/demo/09_gateway.ipynb #1b59b5a7
 LIVE_SHARE = 2       # Pictures of one client's camera at the same time
 THREADS = 16         # That wait for answers; more than one client can hold
-CORRECTION_BYTES = 4000
+CORRECTION_THREADS, CORRECTION_BYTES = 4, 4000 # Corrections wait for the database, and photos don't wait for them
 
 def client_of(
     request:Request,
@@ -291,7 +291,9 @@ class PhotoRoutes:
         backend:Backend, # Who answers
     ):
         self.backend, self.shares, self.live_shares = backend, Shares(SHARE), Shares(LIVE_SHARE)
+        self.correction_shares = Shares(CORRECTION_THREADS)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="demo")
+        self.correcting = ThreadPoolExecutor(CORRECTION_THREADS, thread_name_prefix="correction")
 
     async def answer(self, request:Request)->Response:
         "The answer to a photo. Raises `RefusedRequestError`."
@@ -314,9 +316,15 @@ class PhotoRoutes:
         return JSONResponse(told, headers={"Cache-Control": "no-store"})
 
     async def correct(self, request:Request)->Response:
-        "What became of a correction."
-        body = await Request(request.scope, limit_body(request.receive, CORRECTION_BYTES)).body()
-        return JSONResponse(await asyncio.to_thread(store_correction, self.backend, body))
+        "What became of a correction. Raises `RefusedRequestError`."
+        try:
+            with self.correction_shares.enter(client_of(request)):
+                body = await Request(request.scope, limit_body(request.receive, CORRECTION_BYTES)).body()
+                asked = store_correction, self.backend, body
+                told = await asyncio.get_running_loop().run_in_executor(self.correcting, *asked)
+        except ShareTakenError:
+            raise RefusedRequestError(429, TEXTS["gateway"]["busy"]) from None
+        return JSONResponse(told)
 
 # %% ../../nbs/demo/09_gateway.ipynb #9f22c355
 class DemoGateway:

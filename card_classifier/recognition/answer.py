@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Corners', 'CALIBRATED', 'SEEN', 'REASON', 'CARD_EXAMPLE', 'PROBABILITY_EXAMPLE', 'CORNERS_EXAMPLE', 'VERSION_EXAMPLE',
-           'REASON_EXAMPLE', 'said', 'Candidate', 'CardInPhoto', 'as_json', 'Prediction', 'empty_answer', 'file_answer',
-           'json_type', 'openapi_fields', 'openapi_model', 'percentages_apart', 'why_rejected', 'make_prediction',
-           'candidates_html', 'prediction_html']
+           'REASON_EXAMPLE', 'PLAIN_JSON', 'said', 'Candidate', 'CardInPhoto', 'said_names', 'as_json', 'Prediction',
+           'empty_answer', 'file_answer', 'json_type', 'openapi_fields', 'openapi_model', 'percentages_apart',
+           'why_rejected', 'make_prediction', 'candidates_html', 'prediction_html']
 
 # %% ../../nbs/recognition/04_answer.ipynb #59702c1c
 import dataclasses
@@ -69,18 +69,31 @@ class CardInPhoto:
         *SEEN))
 
 # %% ../../nbs/recognition/04_answer.ipynb #ed6cd206
+@functools.cache
+def said_names(
+    record:type, # `Prediction` or a part of it
+)->tuple[str, ...]:
+    "The fields that are parts of the answer."
+    return tuple(item.name for item in dataclasses.fields(record) if item.metadata)
+
+PLAIN_JSON = frozenset((float, str, bool, int, dict, type(None)))
+
 def as_json(
     value:object, # Of an answer
 )->typing.Any:    # In plain types
     "A part of an answer as JSON has it: a card by its class name."
+    kind = type(value)
+    if kind in PLAIN_JSON: # Most of an answer: looked at first, because it counts where millions are answered
+        return value
     if isinstance(value, Card):
         return value.class_name
-    if dataclasses.is_dataclass(value):
-        return {item.name: as_json(getattr(value, item.name)) for item in dataclasses.fields(value) if item.metadata}
+    if dataclasses.is_dataclass(kind):
+        return {name: as_json(getattr(value, name)) for name in said_names(kind)}
     if isinstance(value, list):
         return [as_json(item) for item in value]
     return value
 
+# %% ../../nbs/recognition/04_answer.ipynb #5d1c4a77
 @dataclass(frozen=True)
 class Prediction:
     "What is seen in one photo."

@@ -156,7 +156,7 @@ def parquet_schema(
     types |= dict.fromkeys((*STATISTICS, "probability"), number) | dict.fromkeys(("time", "feedback_time"), moment)
     corners = pyarrow.list_(pyarrow.list_(number))
     said = {"number": pyarrow.int32(), "card": text, "corners": corners, "time": moment}
-    card = {"card": text, "probability": number, "corners": corners, "is_rejected": pyarrow.bool_()}
+    card = {"card": text, "probability": number, "corners": corners, "is_rejected": pyarrow.bool_(), "seen": text}
     types |= {"feedback_cards": pyarrow.list_(pyarrow.struct(said)), "cards": pyarrow.list_(pyarrow.struct(card))}
     types |= dict.fromkeys(("index", "width", "height"), pyarrow.int32()) | {"n_bytes": pyarrow.int64()}
     types |= {"is_rejected": pyarrow.bool_(), "logits": pyarrow.list_(pyarrow.float32())}

@@ -131,7 +131,7 @@ class Record:
 # %% ../../nbs/records/00_schema.ipynb #e1ef4a9c
 TOP_CARDS = 5 # Of the candidates that an answer names
 ANSWER_FIELDS = ("model_version", "is_rejected", "rejection_reason", "milliseconds") # Taken over as they are
-CARD_FIELDS = ("card", "probability", "corners", "is_rejected") # Of each card of an answer, in its order
+CARD_FIELDS = ("card", "probability", "corners", "is_rejected", "seen") # Of each card of an answer, in its order
 
 def record_of(
     request_id:str,          # 32 hex digits

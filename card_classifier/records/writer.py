@@ -6,7 +6,8 @@
 __all__ = ['log', 'SLOW_SECONDS', 'NOT_RECORDED', 'FIRST_DELAY', 'LONGEST_DELAY', 'FIRST_TRY_SECONDS', 'SEARCH_SECONDS',
            'REQUEST_ID', 'NO_REQUEST', 'MAX_NUMBER', 'SLOW', 'WriterConnection', 'WriterState', 'away_error',
            'settle_searches', 'retry_delay', 'pause', 'write_jobs', 'RecordWriter', 'recover', 'RecordCounts',
-           'count_backlog', 'start_writer', 'check_feedback', 'give_feedback', 'Records', 'close_writer']
+           'count_backlog', 'start_writer', 'check_feedback', 'begin_feedback', 'await_feedback', 'Records',
+           'close_writer']
 
 # %% ../../nbs/records/04_writer.ipynb #bb43bf74
 import logging
@@ -296,16 +297,16 @@ def check_feedback(
         raise UnknownRequestError(NO_REQUEST)
 
 # %% ../../nbs/records/04_writer.ipynb #c0ffee03
-def give_feedback(
+def begin_feedback(
     writer:RecordWriter,
     request_id:str,
     index:int,
     card:str,
-    timeout:float, # Seconds to wait for the database
+    timeout:float, # Seconds that somebody will wait for the database
     number:int=WHOLE_PHOTO, # Which card of the photo; beyond those of the answer for one that it misses
     corners:list|None=None, # Where a missing card lies
-)->None:
-    "Returns once it is committed. Raises `UnknownRequestError`, `RecordsAwayError` or `ValueError`."
+)->Future: # Done once it is committed, or holds an `UnknownRequestError` or a `RecordsAwayError`
+    "Takes feedback in, and waits for nothing. Raises the same two, or `ValueError`, for what fails at once."
     check_feedback(request_id, index, card, number)
     trouble = writer.state.present_trouble()
     if trouble not in (None, "slow"): # Slow may still be in time
@@ -314,10 +315,17 @@ def give_feedback(
     given = Feedback(request_id, index, card, datetime.now(UTC), search_seconds, Future(), None, number, corners)
     if not writer.queue.put_feedback(given):
         raise away_error("crowded")
+    return given.future
+
+def await_feedback(
+    pending:Future, # From `begin_feedback`
+    timeout:float,  # Seconds to wait for the database
+)->None:
+    "Returns once it is committed. Raises `UnknownRequestError` or `RecordsAwayError`."
     try:
-        given.future.result(timeout)
+        pending.result(timeout)
     except TimeoutError:
-        given.future.cancel()
+        pending.cancel()
         raise RecordsAwayError(SLOW) from None
 
 # %% ../../nbs/records/04_writer.ipynb #848b993f
@@ -351,8 +359,8 @@ class Records:
 
     def feedback(self, request_id:str, index:int, card:str, timeout:float=5.0, number:int=WHOLE_PHOTO,
                  corners:list|None=None)->None:
-        "See `give_feedback`."
-        give_feedback(self.writer, request_id, index, card, timeout, number, corners)
+        "See `begin_feedback` and `await_feedback`."
+        await_feedback(begin_feedback(self.writer, request_id, index, card, timeout, number, corners), timeout)
 
     def counts(self)->RecordCounts:
         "How recording goes."

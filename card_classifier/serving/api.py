@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMON_PROBLEMS', 'PREDICT_PROBLEMS', 'BINARY', 'FORM_SCHEMA', 'PLAIN', 'PREDICT_BODY', 'GetService', 'TopK',
-           'RecordMode', 'KEYED', 'LEAVING_SECONDS', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS', 'LastPictures',
-           'Since', 'Until', 'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of', 'noted_problem',
-           'add_problems', 'add_mishaps', 'json_response', 'unless_left', 'read_and_answer', 'add_predict',
-           'add_feedback', 'without_paths', 'add_model', 'told_drift', 'add_drift', 'take_drift_readings',
-           'add_operations', 'only_known', 'add_description', 'make_api']
+           'OneDeck', 'RecordMode', 'KEYED', 'LEAVING_SECONDS', 'LOGGED_CARDS', 'PATH_SETTINGS', 'DRIFT_PROBLEMS',
+           'LastPictures', 'Since', 'Until', 'UNRECORDED', 'METRICS_ANSWER', 'DESCRIPTION', 'exchange_of',
+           'noted_problem', 'add_problems', 'add_mishaps', 'json_response', 'unless_left', 'read_and_answer',
+           'add_predict', 'add_feedback', 'without_paths', 'add_model', 'told_drift', 'add_drift',
+           'take_drift_readings', 'add_operations', 'only_known', 'add_description', 'make_api']
 
 # %% ../../nbs/serving/11_api.ipynb #2eae4a1d
 import asyncio
@@ -120,6 +120,9 @@ PREDICT_BODY = {"requestBody": {
 }}
 GetService = Callable[[], Service] # The worker's service; raises `Problem` before it is ready
 TopK = Annotated[int, Query(ge=1, le=53, description="How many candidates to name")]
+OneDeck = Annotated[bool, Query(
+    description="Each card can be in a photo only once, as in a game with one deck: what is unsure of one card is "
+                "decided by the others")]
 RecordMode = Annotated[Literal["queue", "wait"], Query(
     description="wait: answer once the record is on disk, where it survives the machine's failure, too (see the "
                 "setting sync_records); at most five seconds")]
@@ -161,6 +164,7 @@ async def read_and_answer(
     service:Service,
     top_k:int,
     is_waiting:bool,   # Whether to wait until the records are written
+    is_one_deck:bool,  # Whether each card can be in a photo only once
 )->tuple[dict[str, Any], list[Outcome]]:
     "Reads a request's files and has them classified. Raises `Problem`."
     loop, acknowledgements = asyncio.get_running_loop(), [] if is_waiting else None
@@ -172,7 +176,8 @@ async def read_and_answer(
         def work()->tuple[dict[str, Any], list[Outcome]]:
             receiving, waiting = received - exchange.started, time.perf_counter() - received
             timings = {"receive": 1000 * receiving, "wait": 1000 * waiting}
-            return answer_request(service, exchange.request_id, files, top_k, acknowledgements, timings, patience)
+            asked = exchange.request_id, files, top_k, acknowledgements, timings, patience, is_one_deck
+            return answer_request(service, *asked)
 
         answering = loop.run_in_executor(service.pool, work)
         answer, outcomes = await unless_left(request, answering, patience)
@@ -194,10 +199,11 @@ def add_predict(
         request:Request,
         top_k:TopK=5,
         record:RecordMode="queue",
+        one_deck:OneDeck=False,
     )->Response:
         "Classifies images. A bad file among several is answered with its own error; alone, with a problem."
         exchange = exchange_of(request)
-        answer, outcomes = await read_and_answer(exchange, request, service(), top_k, record == "wait")
+        answer, outcomes = await read_and_answer(exchange, request, service(), top_k, record == "wait", one_deck)
         if len(outcomes) == 1 and isinstance(outcomes[0], Problem):
             return problem_response(outcomes[0], exchange.request_id)
         cards = [one["card"] for one in answer["predictions"]]
@@ -214,9 +220,9 @@ def add_feedback(
 
     @api.post("/v1/feedback", summary="Say which card it really was", tags=["cards"], response_model=FeedbackAnswer,
               dependencies=KEYED, responses=may_answer(*COMMON_PROBLEMS, *reasons))
-    def feedback(body:FeedbackRequest)->Response:
+    async def feedback(body:FeedbackRequest)->Response:
         "Keeps the right card for an earlier answer; a second feedback for the same card replaces the first."
-        card = keep_feedback(service(), body.request_id, body.index, body.card, body.number, body.corners)
+        card = await keep_feedback(service(), body.request_id, body.index, body.card, body.number, body.corners)
         kept = {"request_id": body.request_id, "index": body.index, "card": card, "number": body.number}
         return json_response(kept)
 

@@ -162,7 +162,7 @@ async def read_form(
     return parts.files
 
 # %% ../../nbs/serving/06_bodies.ipynb #eaf813f0
-PARAMETERS = ("top_k", "record") # Of the address, which some write into the form
+PARAMETERS = ("top_k", "record", "one_deck") # Of the address, which some write into the form
 
 async def read_files(
     request:Request,  # To `/v1/predict`; afterwards `request.state.ignored` names the fields that are ignored

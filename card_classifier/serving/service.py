@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_QUICK', 'N_SLOW', 'QUICK_REQUEST_MILLISECONDS', 'Outcome', 'RECORD_SECONDS', 'Lanes', 'slow_place', 'close_lanes',
            'Service', 'SentFile', 'looked_at', 'classify_files', 'outcome_answer', 'keep_records', 'acknowledged',
-           'recording_trouble', 'answer_request', 'keep_feedback']
+           'recording_trouble', 'answer_request', 'as_problems', 'keep_feedback']
 
 # %% ../../nbs/serving/04_service.ipynb #8648e1a4
 import asyncio
@@ -25,7 +25,7 @@ from card_classifier.recognition.decoding import (
 )
 from ..recognition.predictor import BATCH_SIZE, Examined, examine
 from ..records.schema import TOP_CARDS, WHOLE_PHOTO, RecordsAwayError, UnknownRequestError, record_of
-from ..records.writer import Records
+from ..records.writer import Records, begin_feedback
 from ..watching.watch import DriftWatch
 from .admission import Admission
 from .model import ServedModel
@@ -153,6 +153,7 @@ def classify_files(
     files:Sequence[SentFile],    # At least one
     top_k:int,                   # How many candidates to name
     patience:Patience|None=None, # Of whoever waits for the answer
+    is_one_deck:bool=False,      # Whether each card can be in a photo only once
 )->tuple[list[Outcome], str]:    # One for each file, in order; the model's version
     "Classifies the files of one request, and counts what came of them. Raises `Problem`."
     predictor, metrics, outcomes = service.model.predictor, service.metrics, []
@@ -160,7 +161,7 @@ def classify_files(
     with service.lanes.entered(photos, patience):
         for start in range(0, len(files), BATCH_SIZE):
             some = photos[start:start + BATCH_SIZE]
-            for examined in examine(predictor, some, max(TOP_CARDS, top_k), patience=patience):
+            for examined in examine(predictor, some, max(TOP_CARDS, top_k), False, patience, is_one_deck):
                 outcomes.append(image_problem(examined) if isinstance(examined, ImageError) else examined)
     for outcome in outcomes:
         if isinstance(outcome, Problem):
@@ -231,10 +232,11 @@ def answer_request(
     acknowledgements:list[Future]|None=None, # See `keep_records`
     timings:dict[str, float]|None=None, # Milliseconds of the stages so far
     patience:Patience|None=None,        # Of whoever waits for the answer
+    is_one_deck:bool=False,             # Whether each card can be in a photo only once
 )->tuple[dict[str, Any], list[Outcome]]: # The answer, and what it was made of
     "Classifies and records the files, and says what was seen. Runs in a thread."
     started, timings = time.perf_counter(), dict(timings or {})
-    outcomes, model_version = classify_files(service, files, top_k, patience)
+    outcomes, model_version = classify_files(service, files, top_k, patience, is_one_deck)
     recorded = keep_records(service, request_id, files, outcomes, acknowledgements)
     for stage in ("decode", "detect", "classify"):
         timings[stage] = sum(one.prediction.milliseconds[stage] for one in outcomes if isinstance(one, Examined))
@@ -249,7 +251,20 @@ def answer_request(
     return answer | {"predictions": predictions}, outcomes
 
 # %% ../../nbs/serving/04_service.ipynb #b3920e96
-def keep_feedback(
+@contextmanager
+def as_problems(
+    request_id:str, # Of an earlier answer
+    index:int,      # Of the file in that request
+)->Iterator[None]:
+    "Makes problems of what the records say to feedback."
+    try:
+        yield
+    except UnknownRequestError:
+        raise Problem("unknown-request", f"no answer {request_id} with a file number {index} is recorded") from None
+    except (RecordsAwayError, TimeoutError):
+        raise Problem("records-away", "the feedback could not be kept: try again in a moment", retry_after=5) from None
+
+async def keep_feedback(
     service:Service,
     request_id:str, # Of an earlier answer
     index:int,      # Of the file in that request
@@ -257,7 +272,7 @@ def keep_feedback(
     number:int|None=None,                 # Of the card in the answer; None: of the photo
     corners:list[list[float]]|None=None,  # Where a card lies that the answer misses
 )->str:             # As it was kept
-    "Records the right card. Raises `Problem`."
+    "Records the right card, which is awaited in the event loop. Raises `Problem`."
     if corners is not None and number is None:
         raise Problem("invalid-parameter", "corners belong to one card: send its number, too")
     place = WHOLE_PHOTO if number is None else number
@@ -267,10 +282,7 @@ def keep_feedback(
         raise Problem("invalid-parameter", str(error)) from None
     if service.records is None:
         raise Problem("no-records", "this service keeps no records, so there is nothing to add feedback to")
-    try:
-        service.records.feedback(request_id, index, name, number=place, corners=corners)
-    except UnknownRequestError:
-        raise Problem("unknown-request", f"no answer {request_id} with a file number {index} is recorded") from None
-    except RecordsAwayError:
-        raise Problem("records-away", "the feedback could not be kept: try again in a moment", retry_after=5) from None
+    with as_problems(request_id, index):
+        pending = begin_feedback(service.records.writer, request_id, index, name, RECORD_SECONDS, place, corners)
+        await asyncio.wait_for(asyncio.wrap_future(pending), RECORD_SECONDS)
     return name

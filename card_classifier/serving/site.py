@@ -101,7 +101,7 @@ class DemoService:
         "Records the right card."
         one = correction
         try:
-            keep_feedback(self.service, one.request_id, one.index, one.right, one.number, one.corners)
+            asyncio.run(keep_feedback(self.service, one.request_id, one.index, one.right, one.number, one.corners))
         except Problem as problem:
             return str(problem)
         return None

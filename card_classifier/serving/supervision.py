@@ -133,6 +133,7 @@ def ask_to_stop(
         worker.process.kill()
     elif os.name == "posix":
         send(worker, signal.SIGTERM)
+        send(worker, signal.SIGCONT) # One that somebody has stopped hears of it only when it goes on
     else:
         worker.process.terminate()
 
