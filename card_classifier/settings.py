@@ -339,6 +339,8 @@ class NetworkSettings(SettingsGroup):
     "Where the service is found, and what stands between it and its clients."
     host:str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network this machine is on")
     port:int = setting(8000, "Port to listen on; 0 takes a free one", minimum=0, maximum=65535, variable="PORT")
+    share:bool = setting(False,
+        "Also give the service a public address for an hour, through Gradio's tunnel: EVERYBODY who has it may ask")
     cors_origins:str = setting("",
         "Web pages that may call the API, such as https://cards.example, separated by commas; *: all; empty: none")
     root_path:str = setting("",
@@ -502,8 +504,9 @@ class CloudSettings(PlaceSettings):
         minimum=0, maximum=50)
     sync_seconds:float = setting(60.0, "How often the run's files go to the bucket, in seconds", minimum=0.1)
     system:str = setting(
-        "projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570",
-        "Image of the machine's disk: a Linux with Docker, NVIDIA's driver and its container toolkit")
+        "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580",
+        "Image of the machine's disk: a Linux with Docker, NVIDIA's container toolkit, and a driver new enough for "
+        "the CUDA of the container image")
     network:str = setting("global/networks/default", "Network of the machine")
     wandb_secret:str = setting("", "Secret of Secret Manager that holds the key of W&B; empty: runs are logged offline")
 
@@ -528,7 +531,7 @@ class DeploySettings(PlaceSettings):
     max_instances:int = setting(4, "Instances, at most, which bounds what the service can cost", minimum=1, maximum=100)
     concurrency:int = setting(16, "Requests that one instance answers at the same time", minimum=1, maximum=1000)
     canary_percent:int = setting(10, "Traffic that a new revision gets at first, in percent", minimum=1, maximum=50)
-    canary_minutes:float = setting(30.0, "How long it is compared with the one before, in minutes", minimum=0)
+    canary_minutes:float = setting(15.0, "How long it is compared with the one before, in minutes", minimum=0)
     canary_requests:int = setting(100, "Fewer answers of it are too few to tell, and it goes back", minimum=1)
 
     def check_rules(self)->None:
