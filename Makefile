@@ -190,7 +190,7 @@ quality: setup ## Measure the released bundle: the public splits, photographs, r
 	card-classifier data prepare
 	card-classifier evaluate --split valid --keep
 	card-classifier evaluate --split test --keep
-	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/hands.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
+	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/hands.ipynb nbs/studies/decks.ipynb nbs/studies/refusals.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
 
 studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
 	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)

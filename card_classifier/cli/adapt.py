@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['IN_ORDER', 'FACE_SIDE', 'MIN_CARD_SIDE', 'MIN_SHARPNESS', 'OWN', 'N_SCENES', 'SCENE_SIDE', 'SCENE_SEED', 'card_range',
            'cards_of_name', 'Collected', 'sharpness', 'faces_in', 'collect', 'read_cards', 'compare_bundles',
-           'own_bundle', 'verdict_rows', 'adapt']
+           'own_bundle', 'verdict_rows', 'usable_deck', 'adapt']
 
 # %% ../../nbs/cli/25_adapt.ipynb #d60bbf03
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,6 +206,24 @@ def verdict_rows(
             rows.append((what, f"{before.sum()} of {len(before)}", f"{after.sum()} of {len(after)}", verdict))
     return rows
 
+# %% ../../nbs/cli/25_adapt.ipynb #5ad0a107
+def usable_deck(
+    predictor:Any,
+    folder:Path,
+    is_partly:bool, # Whether some cards are enough
+)->Collected:
+    "The deck of a folder, with its problems told. Raises `CommandError` if it can't be trained on."
+    if not folder.is_dir():
+        raise CommandError(f"there is no folder {folder}")
+    deck = collect(predictor, folder)
+    for problem in deck.problems:
+        typer.echo(problem, err=True)
+    missing = ", ".join(card.class_name for card in deck.missing)
+    if not deck.faces or ((deck.problems or missing) and not is_partly):
+        found = f"{len(deck.faces)} cards can be used, {len(deck.problems)} pictures can't"
+        raise CommandError(f"{found}; missing: {missing or 'none'}")
+    return deck
+
 # %% ../../nbs/cli/25_adapt.ipynb #f393156d
 @app.command()
 @one_line_errors
@@ -217,27 +236,21 @@ def adapt(
     partly:Annotated[bool, typer.Option("--partly", help="Go on although cards are missing")] = False,
 )->None:
     "Makes a bundle that reads a deck of your own, from one photograph of each card."
+    from card_classifier.bundle import read_bundle
     from card_classifier.recognition.predictor import Predictor
     from card_classifier.render.own_deck import read_deck, save_deck
-    from card_classifier.training.restored import run_from_bundle
-    if not folder.is_dir():
-        raise CommandError(f"there is no folder {folder}")
     root, base = checkout(), find_bundle(bundle)
-    deck = collect(Predictor(base), folder)
-    for problem in deck.problems:
-        typer.echo(problem, err=True)
-    missing = ", ".join(card.class_name for card in deck.missing)
-    if not deck.faces or ((deck.problems or missing) and not partly):
-        lacks = f"; missing: {missing}" if missing else ""
-        raise CommandError(f"{len(deck.faces)} cards can be used, {len(deck.problems)} pictures can't{lacks}")
+    deck = usable_deck(Predictor(base), folder, partly)
     own = root/"outputs"/"decks"/folder.resolve().name
     save_deck(own, deck.faces)
     typer.echo(f"{len(deck.faces)} cards are cut out: {own}")
     if check:
         typer.echo(f"next: card-classifier adapt {folder}")
         return
-    start = run_from_bundle(base, root/"outputs")
-    arch = Predictor(base).info.classifier.architecture
+    with warnings.catch_warnings(action="ignore", category=FutureWarning): # Of libraries about other libraries
+        from card_classifier.training.restored import run_from_bundle
+        start = run_from_bundle(base, root/"outputs")
+    arch = read_bundle(base).classifier.architecture
     said = [f"model.arch={arch}", f"model.start_from={start}", f"{OWN}={own}", *(overrides or [])]
     settings = compose("adapt", said)
     run = new_run(root/"outputs", "adapt", settings, overrides=said)
