@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
 	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report report-check report-page training-report data-pull data-tests data-report promoted gate \
-	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push clean lock \
+	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push promoted-bundle cloud-deploy space space-push clean lock \
 	audit-dependencies sbom dist changelog-check release
 
 VENV := .venv
@@ -65,6 +65,7 @@ lint: setup ruff ## Ruff, and linters of the workflows; fails, never reformats
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	check-jsonschema --builtin-schema vendor.cloudbuild deploy/cloud/cloudbuild.yaml
 
 commit-checks: setup ## What `make hooks` checks at a commit, on all files
 	pre-commit run --all-files --show-diff-on-failure
@@ -189,7 +190,7 @@ quality: setup ## Measure the released bundle: the public splits, photographs, r
 	card-classifier data prepare
 	card-classifier evaluate --split valid --keep
 	card-classifier evaluate --split test --keep
-	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/hands.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
+	$(call execute,nbs/studies/robustness.ipynb nbs/studies/photos.ipynb nbs/studies/hands.ipynb nbs/studies/decks.ipynb nbs/studies/refusals.ipynb nbs/studies/drift.ipynb nbs/model_card.ipynb)
 
 studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
 	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)
@@ -208,9 +209,10 @@ serving-benchmark: setup ## Our service beside LitServe, BentoML and a bare rout
 	uv pip install --quiet --python $(PEERS) litserve==0.2.19 bentoml==1.4.39 onnxruntime fastapi uvicorn uvloop httptools python-multipart numpy pillow
 	$(call execute,nbs/studies/serving_benchmark.ipynb)
 
-attacks: setup ## Try to break the service: nbs/studies/attacks.ipynb and attacks_decoding.ipynb, in place
+attacks: setup ## Try to break the service: the notebooks nbs/studies/attacks*.ipynb, in place
 	$(call execute,nbs/studies/attacks.ipynb)
 	$(call execute,nbs/studies/attacks_decoding.ipynb)
+	$(call execute,nbs/studies/attacks_server.ipynb)
 
 TARGET ?= serve
 image: ## Build the container image (TARGET=train for the training stack), with docker or else buildah
@@ -224,6 +226,21 @@ image-file: ## Write the built image to outputs/image/image.tar, which can be sc
 
 image-push: ## Push outputs/image/image.tar to ARTIFACT_REGISTRY (host/project/repository); a login must be there
 	$(ANY_PYTHON) tests/image/push.py push
+
+promoted-bundle: ## Put outputs/promoted/candidate where the image takes its bundle from (make promoted gets it)
+	test -f outputs/promoted/candidate/bundle.json
+	rm -rf card_classifier/released && cp -r outputs/promoted/candidate card_classifier/released
+
+IMAGE ?=
+CLOUD ?=
+cloud-deploy: setup ## Deploy IMAGE on Cloud Run: without traffic, tested, a tenth of the traffic, compared, then on or back
+	card-classifier cloud deploy --yes --image "$(IMAGE)" $(CLOUD)
+
+space: ## Lay out the Hugging Face Space in outputs/space
+	$(ANY_PYTHON) .github/scripts/space.py make
+
+space-push: ## Send outputs/space to the Space SPACE (OWNER/NAME); HF_TOKEN may write to it
+	$(ANY_PYTHON) .github/scripts/space.py push
 
 BUNDLE ?= card_classifier/released
 image-bundle-test: setup ## Start the built image with the bundle BUNDLE and compare its answers with the bundle's own

@@ -20,6 +20,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from card_classifier.cards import Card
+from card_classifier.render.faces import render_face
+from card_classifier.render.styles import random_style
+
 TESTS = Path(__file__).resolve().parent
 IMAGES = TESTS.parent / "nbs" / "images"
 EXAMPLES = TESTS.parent / "card_classifier" / "demo" / "examples"
@@ -34,6 +38,20 @@ def grey_picture() -> dict:
     buffer = io.BytesIO()
     Image.new("RGB", (300, 400), (128, 128, 128)).save(buffer, "PNG")
     return {"name": "floor.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def held_hand(cards: tuple[str, ...] = ("AS", "KS", "QH", "10D", "9C")) -> dict:
+    "A photo of a fan of cards, of which all but one show only their indices."
+    table = Image.new("RGB", (1100, 900), (38, 92, 70))
+    for place, name in enumerate(cards):
+        face = Image.fromarray(render_face(Card.parse(name), random_style(3), width=400)).convert("RGBA")
+        held = Image.new("RGBA", (1600, 1600))
+        held.paste(face, (800 - face.width // 2, 800 - 620))
+        held = held.rotate(14 * (len(cards) // 2 - place), resample=Image.Resampling.BICUBIC)
+        table.paste(held, (-250, -100), held)
+    buffer = io.BytesIO()
+    table.save(buffer, "JPEG", quality=92)
+    return {"name": "hand.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()}
 
 
 def camera_file(folder: Path, example: str = "three-cards", n_frames: int = 12) -> Path:
@@ -74,6 +92,11 @@ def chosen(photo: dict, expected: str) -> Callable[[Page], None]:
         page.wait_for_selector(f"#answer .{expected}")
 
     return steps
+
+
+def hand(page: Page) -> None:
+    "Cards that are held."
+    chosen(held_hand(), "recognised")(page)
 
 
 def corrected(page: Page) -> None:
@@ -163,6 +186,7 @@ STATES = {
     "several": example("six-cards"),
     "tapped": example("six-cards", "K"),
     "corrected": corrected,
+    "hand": hand,
     "missing": missing,
     "waiting": waiting,
     "lost": lost,

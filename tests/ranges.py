@@ -3,16 +3,19 @@
 usage: ranges.py oldest|newest [EXTRA…]
 
 Resolves the package with these extras anew, the direct requirements as old or as new as the ranges allow, installs that
-into `outputs/ranges/…`, and uses it: the command line answers, and with the extra `train` the tests of what reads,
-trains, exports and serves run. Without extras it is what `pip install card_classifier` brings.
+into `outputs/ranges/…`, and uses it: the command line answers, with the extra `serve` a service does, and with `train`
+the tests of what reads, trains, exports and serves run. Without extras it is what `pip install card_classifier` brings.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,8 +60,42 @@ def install(end: str, extras: list[str], lock: Path, folder: Path) -> Path:
     return folder / ("Scripts" if sys.platform == "win32" else "bin")
 
 
+def answered(place: Path, service: subprocess.Popen) -> str:
+    "The address of a service as soon as it is ready; its log says it."
+    for _ in range(900):
+        address = re.search(r"http://127\.0\.0\.1:\d+", place.read_text(encoding="utf-8"))
+        assert service.poll() is None, place.read_text(encoding="utf-8")
+        try:
+            if address:
+                urllib.request.urlopen(f"{address[0]}/health/ready", timeout=60).close()
+                return address[0]
+        except OSError:
+            pass  # Not yet
+        time.sleep(0.2)
+    raise OSError("it is not ready")
+
+
+def serve(command: Path, folder: str, environment: dict[str, str]) -> None:
+    "Starts the service and asks it for its page, its description and a prediction."
+    place = Path(folder) / "log"
+    with place.open("wb") as log:
+        started = [command, "serve", "--port", "0", "--workers", "1", "--logs", "json"]
+        service = subprocess.Popen(started, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        address = answered(place, service)
+        photo = (Path(folder) / "photo.jpg").read_bytes()
+        for path, content in (("/", None), ("/openapi.json", None), ("/v1/predict", photo)):
+            with urllib.request.urlopen(address + path, content, timeout=120) as answer:
+                assert answer.status == 200 and answer.read(), path
+    except OSError as error:
+        sys.exit(f"error: the service did not answer ({error}); its log:\n{place.read_text(encoding='utf-8')[-3000:]}")
+    finally:
+        service.terminate()
+        service.wait(timeout=60)
+
+
 def use(commands: Path, extras: list[str]) -> None:
-    "Imports what belongs to the extras, asks for a prediction, and runs the tests that fit."
+    "Imports what belongs to the extras, asks for help, a prediction and a service, and runs the tests that fit."
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "CARD_CLASSIFIER_", "COVERAGE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     names = [f"card_classifier.{name}" for extra in ("", *extras) for name in MODULES[extra]]
@@ -69,6 +106,10 @@ def use(commands: Path, extras: list[str]) -> None:
         subprocess.run([commands / "python", "-c", picture], cwd=folder, env=environment, check=True)
         said = subprocess.run([commands / "card-classifier", "predict", "photo.jpg", "--json"], cwd=folder,
                               env=environment, check=True, capture_output=True, text=True).stdout
+        helped = [commands / "card-classifier", "predict", "--help"]
+        subprocess.run(helped, env=environment, check=True, stdout=subprocess.DEVNULL)
+        if "serve" in extras:
+            serve(commands / "card-classifier", folder, environment)
     assert json.loads(said)["error"] is None, said
     if "train" in extras:
         files = [f"tests/{name}.py" for name in TESTS]

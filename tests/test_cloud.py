@@ -373,7 +373,8 @@ SECRETS = {
     "a token of Hugging Face": r"\bhf_[0-9A-Za-z]{30,}",
     "a project's number": r"projects/\d{9,}",
     "a billing account": r"\b[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}\b",
-    "a service account": r"\b[a-z][a-z0-9-]+@[a-z][a-z0-9-]+\.iam\.gserviceaccount\.com",
+    # my-project and my-cards-1 stand for a project in examples
+    "a service account": r"\b[a-z][a-z0-9-]+@(?!my-project\.|my-cards-1\.)[a-z][a-z0-9-]+\.iam\.gserviceaccount\.com",
     "a person's account": r"\b[a-z0-9.]+@(gmail|googlemail)\.com",
 }
 

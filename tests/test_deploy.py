@@ -5,22 +5,28 @@ description. The revision that is tested at its address is a real service.
 """
 
 import base64
+import importlib.metadata
 import json
+import os
 import re
 import runpy
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import requests
 import yaml
+from google.cloud.devtools.cloudbuild_v1 import Build
 from google.cloud.run_v2 import Job, Service
 from google.protobuf.json_format import ParseDict, ParseError
-from google_server import Asked, FakeGoogle
+from google_server import Asked, FakeGoogle, wait_until
 from test_api import serving
 from typer.testing import CliRunner
 
+from card_classifier.cli.cloud_service import ask_revision
 from card_classifier.cli.main import app
 from card_classifier.cloud.deploy import JOBS, filled, names_of
 from card_classifier.settings import CloudSettings, DeploySettings, ServeSettings
@@ -116,8 +122,8 @@ class CloudRun:
 @pytest.fixture(scope="module")
 def address(tiny_bundle, tmp_path_factory):
     "A service that is there."
-    with serving(tmp_path_factory.mktemp("service"), tiny_bundle, "--no-demo") as running:
-        yield running if isinstance(running, str) else running[0]
+    with serving(tmp_path_factory.mktemp("service"), tiny_bundle, "--no-demo") as (address, *_):
+        yield address
 
 
 def typed(monkeypatch, google: FakeGoogle, *words: str):
@@ -263,3 +269,80 @@ def test_a_check_only_looks_and_says_what_it_cannot_see(monkeypatch):
     assert re.search(r"secret card-classifier-database +unknown +.*you may not", done.stdout)
     assert re.search(r"project +missing", done.stdout) and "0.00" in done.stdout
     assert {asked.method for asked in google.asked} == {"GET"}
+
+
+# --- Images and the Space
+
+
+def test_the_build_is_what_cloud_build_takes():
+    body = yaml.safe_load((FILES / "cloudbuild.yaml").read_text())
+    ParseDict(body, Build.pb()(), ignore_unknown_fields=False)
+    targets = [step["args"][step["args"].index("--target") + 1] for step in body["steps"] if "--target" in step["args"]]
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(targets) <= set(stages), "of the same Dockerfile"
+
+
+def test_the_machine_has_a_driver_that_the_image_can_use():
+    "The first release of NVIDIA's driver for each CUDA; with an older one torch finds no GPU."
+    drivers = {"12": 525, "13": 580}
+    lock, told = (ROOT / "requirements.lock").read_text(), (FILES / "cloudbuild.yaml").read_text()
+    [runtime] = re.findall(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)", lock, re.MULTILINE)
+    assert int(CloudSettings().system.rpartition("-")[2]) >= drivers[runtime]
+    assert f"CUDA {runtime}." in told and str(drivers[runtime]) in told
+
+
+def is_ready(port: int) -> bool:
+    "Whether a service answers."
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/health/ready", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def test_the_space_starts_as_it_would_there_and_its_versions_are_those_of_the_lock(tmp_path):
+    for name in ("settings.ini", "requirements.lock", "deploy/space", ".github/scripts/space.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    subprocess.run([sys.executable, ".github/scripts/space.py", "make"], cwd=tmp_path, check=True, capture_output=True)
+    space = tmp_path / "outputs" / "space"
+    lines = (space / "requirements.txt").read_text().splitlines()
+    for line in lines[1:]:
+        name, _, version = line.partition("==")
+        assert importlib.metadata.version(name.partition("[")[0]) == version, line
+    card = yaml.safe_load((space / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert card["sdk_version"] == importlib.metadata.version("gradio") and (space / card["app_file"]).is_file()
+    assert "${" not in (space / "README.md").read_text(encoding="utf-8")
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, card["app_file"]], cwd=space, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_until(lambda: is_ready(port), 90, "the start of the Space")
+        page = requests.get(f"http://127.0.0.1:{port}/", timeout=60)
+        assert page.status_code == 200 and "gradio" in page.text.lower()
+        assert ask_revision(f"http://127.0.0.1:{port}", 60) == "ace of spades"
+        assert [path.name for path in space.iterdir()].count("records.sqlite") == 0, "nothing is kept"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the tunnel's stand-in is a script of a shell")
+def test_a_shared_service_says_loudly_who_may_ask(tiny_bundle, tmp_path):
+    "Gradio's own code opens the tunnel; its program, which it would download, is a stand-in that names an address."
+    from gradio.tunneling import BINARY_FILENAME
+
+    program = tmp_path / "hub" / "gradio" / "frpc" / BINARY_FILENAME
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho start proxy success: https://abc.example\nexec sleep 600\n", encoding="utf-8")
+    program.chmod(0o755)
+    known = {"HF_HOME": str(tmp_path / "hub"), "GRADIO_SHARE_SERVER_ADDRESS": "127.0.0.1:7000"}
+    options = ("--no-demo", "--share")
+    with serving(tmp_path / "service", tiny_bundle, *options, environment=known.items()) as (address, process, _):
+        said = next(line for line in process.stderr if "https://abc.example" in line or "NO public" in line)
+        assert "PUBLIC for 60 minutes: https://abc.example - EVERYBODY" in said
+        assert requests.get(f"{address}/health/ready", timeout=30).status_code == 200

@@ -223,7 +223,7 @@ def test_a_page_that_is_cut_and_a_service_that_is_killed_are_told(tiny_bundle, t
     with contextlib.ExitStack() as stack:
         address, process, _ = stack.enter_context(serving(tmp_path / "service", tiny_bundle, "--no-demo"))
         proxy = stack.enter_context(cutting(address))
-        watch = stack.enter_context(watching(tmp_path / "watch", f"127.0.0.1:{proxy.server_port}", 120, 2))
+        watch = stack.enter_context(watching(tmp_path / "watch", f"127.0.0.1:{proxy.server_port}", 60, 2))
         watch.comes("card_classifier_metrics_complete")
         proxy.cut = lambda page: page[: page.index(b"# HELP card_classifier_records_connected")]
         watch.hears("firing", "CardClassifierMetricsCut")

@@ -6,8 +6,10 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from test_api import encoded, events, numbers, serving, wait_for
 
@@ -57,6 +59,23 @@ def test_counters_of_readings_grow_over_all_workers(service):
     assert n_records() >= 10
     wait_for(lambda: numbers(address)["card_classifier_records_written_total"] == n_records())
     assert numbers(address)["card_classifier_process_cpu_seconds_total"] > 0
+
+
+def test_a_file_that_no_worker_can_read_is_left_out_and_told(service):
+    address, process, _ = service
+    httpx.post(address + "/v1/predict", content=encoded(3))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    [folder] = {one.environ().get("PROMETHEUS_MULTIPROC_DIR") for one in workers} - {None}
+    before = numbers(address)
+    assert before["card_classifier_metrics_files_damaged"] == 0
+    damaged = Path(folder) / "counter_1.db"
+    damaged.write_bytes(min(Path(folder).glob("counter_*.db")).read_bytes()[:30])
+    after = numbers(address)
+    damaged.unlink()
+    assert after["card_classifier_metrics_files_damaged"] == 1 and after["card_classifier_metrics_complete"] == 1
+    name = 'card_classifier_requests_total{route="/v1/predict",status="200"}'
+    assert after[name] == before[name] > 0
+    assert numbers(address)["card_classifier_metrics_files_damaged"] == 0
 
 
 @pytest.mark.parametrize(

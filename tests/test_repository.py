@@ -150,5 +150,5 @@ runpy.run_path("setup.py")"""
     extras = json.loads(
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     )
-    assert extras.keys() == {"serve", "heic", "parquet", "watch", "video", "cloud", "train", "dev"}
+    assert extras.keys() == {"serve", "heic", "parquet", "watch", "video", "batch", "cloud", "train", "dev"}
     assert set(extras["train"]) < set(extras["dev"])

@@ -20,6 +20,9 @@ import nbformat
 import pytest
 import yaml
 from github_server import FakeGitHub, FakeRegistry, vulnerability_server, zipped
+from google_server import FakeGoogle
+from test_api import serving
+from test_deploy import CloudRun
 from tiny_data import noise_jpeg, tiny_files, write_files
 
 from card_classifier.lifecycle.promotion import Decision, promote
@@ -482,6 +485,66 @@ def test_what_was_promoted_is_fetched_and_judged_again(checkout, tiny_bundle):
     assert done.returncode != 0 and "W&B" in done.stderr, "the payload is right, and then the key is asked for"
     assert "promotes nothing" in execute(PROMOTED, checkout, EVENT="pull_request", TAG="x", **nothing).stderr
     assert not (checkout / "x").exists()
+
+
+# --- The deployment
+
+
+@executes("make promoted-bundle")
+def test_the_image_takes_the_bundle_that_was_promoted(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path / "Makefile")
+    old, new = tmp_path / "card_classifier" / "released", tmp_path / "outputs" / "promoted" / "candidate"
+    old.mkdir(parents=True)
+    (old / "left_over.onnx").touch()
+    assert execute("make promoted-bundle", tmp_path).returncode != 0, "nothing was promoted"
+    assert (old / "left_over.onnx").exists(), "and nothing is lost"
+    new.mkdir(parents=True)
+    (new / "bundle.json").write_text("{}", encoding="utf-8")
+    succeeds("make promoted-bundle", tmp_path)
+    assert [path.name for path in old.iterdir()] == ["bundle.json"]
+
+
+CLOUD_DEPLOY = "make PYTHON=python cloud-deploy"
+
+
+@executes(CLOUD_DEPLOY)
+def test_an_image_is_deployed(checkout, tiny_bundle, tmp_path):
+    with serving(tmp_path, tiny_bundle, "--no-demo") as (address, *_):
+        run = CloudRun(address)
+        google = FakeGoogle(answers=run)
+        with google.serving() as known:
+            known |= {"CLOUDSDK_AUTH_ACCESS_TOKEN": "a-token", "GOOGLE_CLOUD_PROJECT": "my-cards-1"}
+            image = "europe-west4-docker.pkg.dev/my-cards-1/card-classifier/card-classifier@sha256:" + "0" * 64
+            said = succeeds(CLOUD_DEPLOY, checkout, IMAGE=image, **known)
+            hostile = execute(CLOUD_DEPLOY, checkout, IMAGE="x; touch x", **known)
+    assert "serves at" in said and run.shares == [{run.revisions[0]: 100}] and google.wrong == []
+    assert hostile.returncode != 0 and "is no image" in hostile.stderr and not (checkout / "x").exists()
+
+
+SPACE = "make space space-push"
+
+
+@executes(SPACE)
+def test_the_space_is_laid_out_and_pushed(checkout, tmp_path):
+    hub = tmp_path / "hub"
+    there = hub / "cards" / "demo"
+    there.mkdir(parents=True)
+    own = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch", "main", there], check=True)
+    subprocess.run(["git", "clone", "--quiet", there, tmp_path / "old"], check=True, capture_output=True)
+    (tmp_path / "old" / "left_over.py").touch()
+    for command in (["add", "."], ["commit", "--quiet", "-m", "old"], ["push", "--quiet", "origin", "HEAD:main"]):
+        subprocess.run([*own, *command], cwd=tmp_path / "old", check=True, capture_output=True)
+    known = {"SPACE": "cards/demo", "HF_TOKEN": "a-secret-token", "SPACE_HUB": str(hub)}
+    said = succeeds(SPACE, checkout, **known)
+    listing = ["git", "-C", there, "ls-tree", "--name-only", "main"]
+    listed = subprocess.run(listing, capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == ["README.md", "app.py", "requirements.txt"]
+    assert "a-secret-token" not in said and "holds this already" in succeeds(SPACE, checkout, **known)
+    for wrong, reason in (({"SPACE": "../x"}, "should be OWNER/NAME"), ({"HF_TOKEN": ""}, "HF_TOKEN is not set"),
+                          ({"SPACE": "cards/none"}, "error: ")):
+        done = execute(SPACE, checkout, **known | wrong)
+        assert done.returncode != 0 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 # --- Versions

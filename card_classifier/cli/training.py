@@ -31,7 +31,7 @@ from card_classifier.configuration import (
     METRICS_FILE, PROGRESS_FILE, SETTINGS_FILE, as_settings, check_override, checkout, combinations, compose,
     load_settings, save_settings,
 )
-from ..settings import Settings
+from ..settings import OWN_NETWORKS, Settings
 
 # %% ../../nbs/cli/06_training.ipynb #24e64b18
 CHANGEABLE = ("evaluation.test=", "tracking.", "train.processes=") # How overrides begin that a run may go on with
@@ -76,7 +76,7 @@ def check_backbone(
     arch:str, # As `model.arch` has it
 )->None:
     "Raises `SettingsError` with the nearest names unless timm knows a backbone."
-    if arch in registered_archs():
+    if arch in OWN_NETWORKS or arch in registered_archs():
         return
     from card_classifier.training.networks import check_arch
     check_arch(arch)

@@ -100,6 +100,10 @@ case "$IMAGE" in
   *-docker.pkg.dev/*) token | docker login --username oauth2accesstoken --password-stdin "https://${IMAGE%%/*}" || exit 1 ;;
 esac
 docker pull --quiet "$IMAGE" || { say "the image can't be had: $IMAGE"; exit 1; }
+if [ "${#GPUS[@]}" -gt 0 ]; then # Training would go on without it, slowly and at the same price
+  docker run --rm "${GPUS[@]}" --entrypoint python3 "$IMAGE" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+    || { say "the image can't use the GPU: its CUDA needs a newer driver, so a newer cloud.system"; exit 1; }
+fi
 docker run --rm --name "card-classifier-$ATTEMPT" --network host --shm-size 2g "${GPUS[@]}" "${ENVIRONMENT[@]}" \
   --env CARD_CLASSIFIER_CLOUD_JOB "$IMAGE" cloud work &
 WORKER=$!

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'TINY', 'INDEX_WEIGHT', 'CORNER_PLACE', 'OUTSIDE', 'SIDEWAYS', 'INDEX_RATIO', 'INDEX_PLACE', 'CARD_RATIO',
-           'SURE_INDEX', 'HELD_INDEX', 'HAND', 'JOKER', 'OPPOSITE', 'NEAR', 'MANY_INSIDE', 'READ_SURELY', 'VERY_SURE',
-           'SURE_ALONE', 'ALONE', 'N_ROUNDS', 'SUIT_ORDER', 'RANK_ORDER', 'SeenCard', 'read_together', 'combined',
-           'place_in_card', 'belongs', 'is_inside', 'card_between', 'are_of_one_card', 'grouped', 'is_opposite',
-           'is_named_already', 'index_card', 'index_cards', 'is_several', 'join_cards', 'one_deck', 'assigned',
-           'once_each', 'by_suit']
+           'SURE_INDEX', 'HELD_INDEX', 'HAND', 'JOKER', 'OPPOSITE', 'NEAR', 'MANY_INSIDE', 'READ_WELL', 'READ_SURELY',
+           'SURE', 'VERY_SURE', 'SURE_ALONE', 'ALONE', 'N_ROUNDS', 'SUIT_ORDER', 'RANK_ORDER', 'SeenCard',
+           'read_together', 'combined', 'place_in_card', 'belongs', 'is_inside', 'card_between', 'are_of_one_card',
+           'grouped', 'is_opposite', 'is_named_already', 'index_card', 'index_cards', 'is_several', 'own_indices',
+           'join_cards', 'one_deck', 'assigned', 'once_each', 'by_suit']
 
 # %% ../../nbs/recognition/07_hands.ipynb #aa5d3150
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ def grouped(
 
 # %% ../../nbs/recognition/07_hands.ipynb #f0a1f311
 SURE_INDEX = (0.8, 0.6) # Probability and score from which on an index alone is a card
-HELD_INDEX = (0.5, 0.3) # The same where a hand is held: `HAND` others are that sure
+HELD_INDEX = (0.4, 0.3) # The same where a hand is held: `HAND` others are that sure
 HAND = 4
 JOKER = next(number for number, card in enumerate(CARDS) if card.suit is None)
 OPPOSITE = 0.12 # How far an index may be from where its opposite one says, in widths and heights of the card
@@ -211,7 +211,9 @@ def index_cards(
 
 # %% ../../nbs/recognition/07_hands.ipynb #120f0508
 MANY_INSIDE = 2   # Other cards' indices on a whole card, from which on it is none
-READ_SURELY = 0.8 # Probability from which on an index in a corner speaks against the classifier
+READ_WELL = 0.6   # Probability from which on an index in a corner names another card
+READ_SURELY = 0.9 # The same, where the classifier is less sure than `SURE`: the index alone is the card then
+SURE = 0.8
 VERY_SURE = 0.99  # Probability from which on the classifier needs no index that agrees
 SURE_ALONE = 0.9  # Probability from which on a card needs no index at all, unless it is a joker
 ALONE = 0.3       # What remains of a probability where no index of the card can be found
@@ -221,13 +223,24 @@ def is_several(
     own:Sequence[FoundIndex],    # Indices in the corners of the card
     inside:Sequence[FoundIndex], # Other indices on it
 )->bool:
-    "Whether what was taken for a card is several cards."
+    "Whether what was taken for a card is several cards, or a part of one that lies elsewhere."
     best = int(said.argmax())
     if said.max() >= VERY_SURE or any(int(index.probabilities.argmax()) == best for index in own):
         return False
-    names = {int(index.probabilities.argmax()) for index in own if index.probabilities.max() >= READ_SURELY}
+    names = {int(index.probabilities.argmax()) for index in own if index.probabilities.max() >= READ_WELL}
     others = sum(int(index.probabilities.argmax()) != best for index in inside)
-    return len(names) > 1 or others >= MANY_INSIDE
+    is_contradicted = said.max() < SURE and any(index.probabilities.max() >= READ_SURELY for index in own)
+    return len(names) > 1 or others >= MANY_INSIDE or is_contradicted
+
+def own_indices(
+    said:np.ndarray,          # The classifier's probabilities, shape (53,)
+    own:Sequence[FoundIndex], # Indices in the corners of a card
+)->list[FoundIndex]:
+    "Those that name the classifier's card or, if none does, what the surest of them names; others are other cards'."
+    best = int(said.argmax())
+    if own and not any(int(index.probabilities.argmax()) == best for index in own):
+        best = int(max(own, key=lambda index: index.probabilities.max()).probabilities.argmax())
+    return [index for index in own if int(index.probabilities.argmax()) == best]
 
 # %% ../../nbs/recognition/07_hands.ipynb #7c01d2b0
 def join_cards(
@@ -243,7 +256,7 @@ def join_cards(
         inside = [index for index in free if is_inside(place, index) and not any(index is one for one in own)]
         if is_several(said, own, inside):
             continue
-        used = [index for index in own if int(index.probabilities.argmax()) == int(said.argmax())] or own
+        used = own_indices(said, own)
         together = combined(said, used)
         if not used and (said.max() < SURE_ALONE or said.argmax() == JOKER):
             together = ALONE*together + (1 - ALONE)/NOTHING

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TILE_MARGIN', 'MAX_TILES', 'WORKING_LENGTHS', 'WORKING_SIDE', 'FoundIndex', 'FoundIndices', 'index_label',
-           'tile_starts', 'cut_tiles', 'peaks_of', 'same_index', 'each_once', 'detect_indices', 'read_indices',
-           'working_scales', 'region_around', 'reduced', 'locate_indices']
+           'tile_starts', 'cut_tiles', 'peaks_of', 'same_index', 'each_once', 'seen_at_both', 'detect_indices',
+           'read_indices', 'working_scales', 'region_around', 'reduced', 'locate_indices']
 
 # %% ../../nbs/recognition/06_indices.ipynb #8ef5d7e0
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -122,6 +122,16 @@ def each_once(
             kept.append(index)
     return kept
 
+def seen_at_both(
+    first:Sequence[FoundIndex],  # Found in a larger picture, each once
+    second:Sequence[FoundIndex], # Found in a smaller one, each once
+)->list[FoundIndex]:
+    "All of them; what both found has the outline of the first and the higher of the two scores."
+    matches = [next((other for other in second if same_index(index, other)), None) for index in first]
+    merged = [index if other is None else replace(index, score=max(index.score, other.score))
+              for index, other in zip(first, matches, strict=True)]
+    return merged + [index for index in second if not any(same_index(index, other) for other in first)]
+
 # %% ../../nbs/recognition/06_indices.ipynb #b35dc09e
 MAX_TILES = 64 # That go through the network in one photo
 
@@ -164,8 +174,8 @@ def read_indices(
             for index, *read in zip(indices, softmax(logits, temperature), crops, strict=True)]
 
 # %% ../../nbs/recognition/06_indices.ipynb #ba29888d
-WORKING_LENGTHS = (128, 82) # Pixels of a card's longer side, at which an index has some twenty
-WORKING_SIDE = 1088  # Pixels of the photo's longer side where nothing is known about its cards
+WORKING_LENGTHS = (150, 90) # Pixels of a card's longer side, at which an index has some thirty, and some twenty
+WORKING_SIDE = 1280  # Pixels of the photo's longer side where nothing is known about its cards
 
 def working_scales(
     quadrilaterals:Sequence[np.ndarray], # Corners of the cards that were detected, pixels, shape (4, 2) each
@@ -220,6 +230,7 @@ def locate_indices(
     for scale in working_scales(quadrilaterals, photo):
         image = reduced(region, scale)
         ratio = np.float32((right - left, bottom - top))/np.float32(image.shape[1::-1])
-        found += [FoundIndex(index.outline*ratio + np.float32((left, top)), index.score)
+        placed = [FoundIndex(index.outline*ratio + np.float32((left, top)), index.score)
                   for index in detect_indices(network, size, threshold, image)]
-    return FoundIndices(each_once(found), photo)
+        found = seen_at_both(found, placed)
+    return FoundIndices(found, photo)

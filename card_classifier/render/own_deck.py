@@ -25,8 +25,11 @@ def save_deck(
     folder:Path,                   # Made if it is not there
     faces:dict[Card, np.ndarray],  # Straightened cards, uint8 (n, n, 3), RGB
 )->None:
-    "Keeps the faces of a deck."
+    "Keeps the faces of a deck; those of another one, kept there before, are removed."
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.png"):
+        if file.stem in CLASS_NAMES and CARDS[CLASS_NAMES.index(file.stem)] not in faces:
+            file.unlink()
     for card, face in faces.items():
         _, content = cv2.imencode(".png", face[..., ::-1])
         write_file(folder/f"{card.class_name}.png", content.tobytes())

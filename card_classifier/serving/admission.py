@@ -90,12 +90,6 @@ class Admission:
 
     def enter(self)->Slot:
         "A slot for a request that is there, whole. Raises `Problem` when all places are taken."
-        slot = Slot(self, "", lambda: None)
-        slot.wait()
-        return slot
-
-    def enter(self)->Slot:
-        "A slot for a request that is there, whole. Raises `Problem` when all places are taken."
         slot = self.arrive()
         slot.wait()
         return slot

@@ -71,7 +71,7 @@ def watch_layers(
 
     def watch(name:str, layer:nn.Module):
         def hook(module, inputs):
-            values = inputs[0].detach().transpose(0, 1).flatten(1).double()
+            values = inputs[0].detach().transpose(0, 1).flatten(1)
             seen.append((name, layer, values.mean(1), values.var(1, correction=0)))
         return layer.register_forward_pre_hook(hook)
 
