@@ -266,7 +266,7 @@ def differing_packages(
     from packaging.markers import Marker
     found = []
     for line in lock.read_text(encoding="utf-8").splitlines():
-        pin = PIN.match(line.strip())
+        pin = PIN.match(line.rstrip("\\ ").strip()) # Checksums stand in lines of their own
         if not pin or (pin["marker"] and not Marker(pin["marker"]).evaluate()):
             continue
         try:

@@ -297,7 +297,7 @@ print(json.dumps({one.metadata["Name"].lower().replace("_", "-").replace(".", "-
 def versions(image: str, target: str) -> str:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = {
-        name.strip(): version.split(";")[0].strip()
+        name.strip(): version.split(";")[0].strip(" \\")
         for name, _, version in (line.partition("==") for line in lines)
         if version
     }
