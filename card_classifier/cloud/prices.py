@@ -53,7 +53,8 @@ class Estimate:
         if self.most is None:
             return f"what it costs is NOT known: {self.how}; look at {prices['source']}"
         usual = f", usually less than {self.usual:.2f}" if self.usual < self.most else ""
-        return f"at most {self.most:.2f} {prices['currency']}{usual} ({self.how}; prices of {prices['as_of']}, unverified)"
+        told = f"{self.how}; prices of {prices['as_of']}, unverified"
+        return f"at most {self.most:.2f} {prices['currency']}{usual} ({told})"
 
 def estimate_run(
     settings:CloudSettings,
