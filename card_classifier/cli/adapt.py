@@ -58,7 +58,7 @@ def cards_of_name(
 # %% ../../nbs/cli/25_adapt.ipynb #431d40c6
 FACE_SIDE = 480        # Pixels of a kept face, square
 MIN_CARD_SIDE = 150    # Pixels of a card's shorter side in a photograph
-MIN_SHARPNESS = 25     # Variance of the Laplacian of a face with 240 pixels; chosen on photographs out of focus
+MIN_SHARPNESS = 25     # Variance of the Laplacian of a face with 240 pixels; 0 for a blank sheet
 OWN = "scenes.own_deck"
 
 @dataclass

@@ -99,7 +99,8 @@ def is_inside(
     return bool((place > 0.02).all() and (place < 0.98).all())
 
 # %% ../../nbs/recognition/07_hands.ipynb #6090ce84
-INDEX_PLACE = (0.115, 0.145) # Where the middle of an index is, in widths and heights of a card; mean of our decks
+# Where the middle of an index is taken to be, in widths and heights of a card; drawn decks have 0.13 and 0.14 (mean)
+INDEX_PLACE = (0.115, 0.145)
 CARD_RATIO = (0.65, 2.4)     # Of height and width, as a tilted camera may see them
 
 def card_between(
