@@ -169,8 +169,8 @@ def card_decks(
     for number in range(n_decks):
         if number < scenes.n_decks:
             decks.append(rendered_deck(first + number))
-        else: # Every second with the letters of a country, all countries alike
-            chosen = letters[number//2 % len(letters)] if number % 2 else None
+        else: # Two of three with the letters of a country, all countries alike
+            chosen = None if number % 3 == 0 else letters[number*2//3 % len(letters)]
             decks.append(deck_of(print_style(first + number, letters=chosen), DECK_FACE_WIDTH))
         if progress:
             progress(number + 1, n_decks, "rendering decks")

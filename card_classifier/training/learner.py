@@ -29,7 +29,7 @@ from ..data.cache import ready_shards
 from ..data.loaders import seed_everything
 from ..data.shards import ShardFolder
 from ..evaluation.plots import new_figure, style_axis
-from ..machine import available_cpus
+from ..machine import available_cpus, kept_memory
 from ..settings import Settings, SettingsError
 from card_classifier.training.callbacks import (
     AverageWeights, Bfloat16, ProgressiveResizing, ReportProgress, SeedEachEpoch, StopWhenNotFinite,
@@ -250,7 +250,7 @@ def train(
     if len(history) < settings.train.epochs:
         rate = settings.train.learning_rate
         record = [KeepCheckpoints(folder, history), ReportProgress(folder)] if is_first else []
-        with learner.added_cbs([*record, *callbacks]):
+        with kept_memory(), learner.added_cbs([*record, *callbacks]):
             learner.fit_one_cycle(
                 settings.train.epochs, lr_max=slice(rate*settings.train.backbone_rate, rate),
                 pct_start=settings.train.warm_up, start_epoch=len(history), reset_opt=False)
