@@ -17,7 +17,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..cards import Card, Rank, pip_places
-from .canvas import Canvas, Colour, blank, curve, mix, smooth_noise, text_mask
+from .canvas import Canvas, Colour, blank, curve, mix, smooth_noise
+from .typefaces import text_mask
 from card_classifier.render.figures import (
     COURTS, FIGURES, Fill, court_drawing, court_fills, double_ended, random_choice,
 )

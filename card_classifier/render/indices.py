@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cards import CARDS, Card
-from .canvas import text_mask
+from .typefaces import text_mask
 from .composition import Deck
 from .faces import CardCanvas, index_marks, rank_text, render_back, render_face
 from .styles import CARD_HEIGHT, CARD_WIDTH, DeckStyle, random_style

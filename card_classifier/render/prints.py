@@ -16,6 +16,7 @@ from .indices import IndexedDeck, indexed_deck
 from card_classifier.render.styles import (
     DeckStyle, FONTS, LETTERS, Palette, random_style, read_toml, weighted_choices,
 )
+from .typefaces import DRAWN
 
 # %% ../../nbs/render/12_prints.ipynb #d96fd685
 PRINT_CHOICES = read_toml("prints.toml")
@@ -36,8 +37,10 @@ def choose_font(
     style:DeckStyle,
     letters:str, # A name of `LETTERS`
     generator:np.random.Generator,
-)->str:          # As in `load_font`
-    "A typeface for a deck that has all its letters."
+)->str:          # As in `text_mask`
+    "A typeface for a deck that has all its letters; only decks for training have drawn ones."
+    if style.family == "train" and generator.random() < PRINT_CHOICES["drawn"]:
+        return f"{DRAWN}{generator.integers(1 << 20)}"
     if letters == "russian":
         fitting = [name for name in PRINT_FONTS["cyrillic"] if name in FONTS[style.family]]
         return fitting[generator.integers(len(fitting))]
