@@ -59,7 +59,7 @@ def any_typeface(
     "A typeface as playing cards have them, too."
     if can_draw(text) and generator.random() < PRINT_CHOICES["drawn"]:
         return f"{DRAWN}{generator.integers(1 << 20)}"
-    return one_of(FONTS["train"] + PRINT_FONTS["train"], generator)
+    return one_of([*FONTS["train"], *PRINT_FONTS["train"]], generator)
 
 def print_text(
     canvas:Canvas,
