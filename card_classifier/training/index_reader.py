@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'MAX_COVERED', 'N_ELSEWHERE', 'CORNER_SIDE', 'CORNER_MIDDLE', 'READER_SIZE', 'TILE', 'N_PHOTOGRAPHED',
-           'READER_SEED', 'N_SHOWN', 'jittered', 'place_elsewhere', 'crops_of_hands', 'corner_of_card', 'ReaderNetwork',
-           'reading_loss', 'reading_accuracy', 'CropLoader', 'IndexReader', 'reading_name']
+           'READER_SEED', 'N_VARIED', 'N_SHOWN', 'jittered', 'place_elsewhere', 'crops_of_hands', 'corner_of_card',
+           'ReaderNetwork', 'reading_loss', 'reading_accuracy', 'CropLoader', 'IndexReader', 'varied_faces',
+           'reading_name']
 
 # %% ../../nbs/training/12_index_reader.ipynb #b8b60dba
 import math
@@ -27,10 +28,12 @@ from ..data.loaders import ComposedLoader
 from ..evaluation.calibration import choose_rejection_threshold, fit_temperature
 from ..evaluation.metrics import accuracy_with_interval, percent_with_interval
 from ..evaluation.plots import plot_named
-from ..images import index_crop, straighten
+from ..images import index_crop, resize_image, straighten
 from ..render.composition import fills_image
 from ..render.hands import Hands, compose_hands
 from ..render.indices import IndexedDeck
+from ..render.own_deck import read_faces
+from ..render.photograph import develop
 from ..render.prints import print_decks
 from ..render.styles import CARD_HEIGHT, CARD_WIDTH
 from .classifier import logits_of
@@ -207,16 +210,29 @@ class IndexReader(Task):
         return [f"the picture with the seeds {seeds}" for seeds in loader.latest]
 
 # %% ../../nbs/training/12_index_reader.ipynb #232bd16a
+N_VARIED = 16 # Photographs that are made of each face of a deck of one's own
+
+def varied_faces(
+    folder:Path, # Of a deck of one's own
+    seed:int,    # Of the variation
+)->list[tuple[np.ndarray, int]]: # uint8 (224, 224, 3), and the card; without jokers, whose corners may say anything
+    "The faces of a deck in many lights."
+    generator = np.random.default_rng(seed)
+    faces = [(resize_image(face, 224), target) for face, target in read_faces(folder) if CARDS[target].suit]
+    return [(develop(face.copy(), generator), target) for _ in range(N_VARIED) for face, target in faces]
+
 @patch
 def photographed(self:IndexReader)->list[tuple[np.ndarray, int]]:
-    "Training images that a card fills."
-    n = self.settings.scenes.n_photographed
+    "Images that a card fills: training images and, as often, the deck of one's own."
+    n, own, seed = self.settings.scenes.n_photographed, self.settings.scenes.own_deck, self.settings.train.seed
+    faces = varied_faces(Path(own), seed) if own else []
     if not n:
-        return []
+        return faces
     images = cache_images(self.shards, "train", 224, self.root/"outputs"/"cache", progress=self.progress)
-    order = np.random.default_rng(self.settings.train.seed).permutation(len(images))
+    order = np.random.default_rng(seed).permutation(len(images))
     chosen = [number for number in order if CARDS[images.targets[number]].suit and fills_image(images.images[number])]
-    return [(images.images[number], int(images.targets[number])) for number in chosen[:n]]
+    some = [(images.images[number], int(images.targets[number])) for number in chosen[:n]]
+    return some + faces*max(1, len(some)//max(1, len(faces)))
 
 # %% ../../nbs/training/12_index_reader.ipynb #8b12ee9e
 @patch
