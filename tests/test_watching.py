@@ -301,15 +301,11 @@ def test_the_recipe_leaves_a_page_and_an_exit_code(tmp_path, reference):
 DRIFT_FILES = Path(__file__).resolve().parent.parent / "deploy" / "drift"
 
 
-@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service", "cloud-run-job.yaml"])
+@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service"])
 def test_scheduled_commands_are_ones_that_there_are(name):
     text = (DRIFT_FILES / name).read_text()
-    if name.endswith(".yaml"):
-        (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["template"]["spec"]["containers"]
-        commands = [[*container["command"], *container["args"]]]
-    else:
-        lines = [line for line in text.splitlines() if not line.startswith("#")]
-        commands = [found[0].split() for line in lines for found in re.finditer(r"card-classifier drift [^>;]*", line)]
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    commands = [found[0].split() for line in lines for found in re.finditer(r"card-classifier drift [^>;]*", line)]
     assert commands
     for _, *arguments in commands:
         known = CliRunner().invoke(app, [*arguments, "--help"])
@@ -319,8 +315,10 @@ def test_scheduled_commands_are_ones_that_there_are(name):
 
 def test_schedules_are_what_their_schedulers_take():
     schedule = json.loads((DRIFT_FILES / "scheduler.json").read_text())
-    job = yaml.safe_load((DRIFT_FILES / "cloud-run-job.yaml").read_text())["metadata"]["name"]
-    assert schedule["httpTarget"]["uri"].endswith(f"/jobs/{job}:run")
+    job = job_path(DeploySettings(project="${PROJECT}", region="${REGION}"), "drift")
+    assert schedule["httpTarget"]["uri"] == f"https://run.googleapis.com/{job}:run"
+    terraform = (DRIFT_FILES.parent / "cloud" / "infrastructure" / "schedules.tf").read_text()
+    assert re.search(r'drift += "([^"]+)"', terraform)[1] == schedule["schedule"]
     cron = next(line for line in (DRIFT_FILES / "crontab").read_text().splitlines() if line[0].isdigit())
     assert cron.split()[:5] == schedule["schedule"].split()
     if shutil.which("systemd-analyze"):
