@@ -1,12 +1,11 @@
 "Scoring at scale: workers that are killed, and the file for a cluster."
 
+import contextlib
 import io
 import json
 import os
-import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -87,12 +86,10 @@ for shard in make_plan(source).shards:
 """
 
 
-def start_worker(
-    source: object, to: object, bundle: Path, before: Callable[[], None] | None = None
-) -> subprocess.Popen:
+def start_worker(source: object, to: object, bundle: Path, under: tuple[str, ...] = ()) -> subprocess.Popen:
     "A worker as Ray starts it for each core, in a process of its own, that is given every shard."
-    command = [sys.executable, "-c", WORKER, str(source), str(to), str(bundle)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=before,
+    command = [*under, sys.executable, "-c", WORKER, str(source), str(to), str(bundle)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -129,16 +126,14 @@ def test_a_killed_worker_leaves_whole_parts_and_each_picture_is_answered_once(pi
     assert not list((tmp_path / "attempts").glob("*"))
 
 
-def few_bytes() -> None:
-    "Lets the process write no file that is larger than 4 kB: a disk that is nearly full."
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# No file may become larger than 4 kB: a disk that is nearly full
+NEARLY_FULL = ("bash", "-c", 'ulimit -f 4; exec "$@"', "bash")
 
 
 def test_a_disk_that_is_full_stops_with_a_line_and_the_same_again_goes_on(pictures, tiny_bundle, tmp_path):
-    (stopped,) = outcomes_of(start_worker(pictures / "loose", tmp_path, tiny_bundle, few_bytes))
+    (stopped,) = outcomes_of(start_worker(pictures / "loose", tmp_path, tiny_bundle, NEARLY_FULL))
     assert "summary" not in stopped and parts(tmp_path) == []
-    assert "file too large; whole parts stay: make room or mend it, then run the same command again" in stopped["stopped"]
+    assert "file too large; whole parts stay: make room or mend it, then run the same command" in stopped["stopped"]
     (done,) = outcomes_of(start_worker(pictures / "loose", tmp_path, tiny_bundle))
     assert done["summary"]["pictures"] == 22 and len(parts(tmp_path)) == 1
     drafts = [file for file in tmp_path.rglob("*") if file.is_file() and file.name.startswith(".")]
@@ -178,8 +173,8 @@ def cluster(tmp_path) -> Iterator[Cluster]:
     told = quiet_environment(home)
     subprocess.run([ray, "get-auth-token", "--generate"], env=told, check=True, capture_output=True)
     session = tempfile.mkdtemp(prefix="ray")  # Names of sockets have to be short
-    command = [ray, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false",
-               "--object-store-memory", "80000000", "--disable-usage-stats", "--temp-dir", session]  # fmt: skip
+    small = ["--num-cpus", "2", "--object-store-memory", "80000000", "--include-dashboard", "false"]
+    command = [ray, "start", "--head", "--block", "--port", str(port), "--temp-dir", session, *small]
     with (tmp_path / "ray.log").open("wb") as log:
         head = subprocess.Popen(command, env=told, stdout=log, stderr=log)
     try:
@@ -191,7 +186,7 @@ def cluster(tmp_path) -> Iterator[Cluster]:
         head.terminate()
         psutil.wait_procs(family, 20)
         for one in family:
-            if one.poll() is None if isinstance(one, subprocess.Popen) else one.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         shutil.rmtree(session, ignore_errors=True)
 
@@ -230,7 +225,7 @@ def test_a_cluster_is_joined_with_its_token_and_outlives_killed_workers_and_driv
     assert {name: after[name] for name in before} == before, "what was there is not written again"
     table = pyarrow.parquet.read_table(to / "answers").to_pylist()
     files, shards = [row["file"] for row in table], {row["shard"] for row in table}
-    assert len(files) == len(set(files)) == counts["pictures"] + 0 and len(shards) == TARS + 1
+    assert len(files) == len(set(files)) == counts["pictures"] and len(shards) == TARS + 1
     assert {f"{number}.tar/{one:04d}.jpg" for number in range(2, TARS) for one in range(PICTURES)} <= set(files)
     assert not list((to / "attempts").glob("*"))
 
