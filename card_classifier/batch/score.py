@@ -68,7 +68,7 @@ def show_token(
     "Lets Ray show the cluster its token, where that gives nothing away. Before Ray is imported."
     is_named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     is_kept = (Path.home()/".ray"/"auth_token").is_file()
-    if address not in ("", "auto") and (is_named or is_kept and is_this_machine(address)):
+    if address not in ("", "auto") and (is_named or (is_kept and is_this_machine(address))):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 # %% ../../nbs/batch/05_score.ipynb #ac320efb
@@ -112,7 +112,6 @@ def start_ray(
             if attempt == n_attempts or isinstance(error, ValueError): # Such as an address that is none
                 raise ClusterError(why_no_ray(address, error)) from error
 
-# %% ../../nbs/batch/05_score.ipynb #7b396082
 @contextlib.contextmanager
 def ray_running(
     address:str,   # As for `start_ray`
