@@ -101,7 +101,8 @@ SourceArgument = Annotated[str, typer.Argument(
     help="A folder, a tar, or an address such as gs://bucket/folder; its pictures and tars are found by content")]
 ToOption = Annotated[str, typer.Option("--to", help="A folder or an address in a bucket for the answers")]
 AddressOption = Annotated[str, typer.Option(
-    help="A Ray cluster: auto on one of its machines, or host:port; without it this machine")]
+    help="A Ray cluster: auto on one of its machines, or host:port; without it this machine. "
+         "RAY_AUTH_TOKEN_PATH names the file with its token")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Workers, each with a core; 0: as many as there are cores")]
 
 @app.command()
