@@ -10,7 +10,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Made from {} by `make readme`: edit that. -->"
-PAGES = {"README.md": "nbs/index.ipynb", "CONTRIBUTING.md": "nbs/guides/20_contributing.ipynb"}
+PAGES = {"README.md": "nbs/index.ipynb", "CONTRIBUTING.md": "nbs/guides/26_contributing.ipynb"}
 SITE_PAGES = {  # Pages that only the site has, and what they are made from
     "nbs/report.qmd": "reports/measured.md",
     "nbs/answers.qmd": "reports/README.md",

@@ -1,14 +1,17 @@
 "Scoring at scale: workers that are killed, and the file for a cluster."
 
+import contextlib
 import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,9 @@ import yaml
 from conftest import colour_picture
 
 pytest.importorskip("ray", reason="needs the extra batch")
+import psutil
 import pyarrow.parquet
+from postgres import free_port
 from typer.main import get_command
 
 from card_classifier.cli.main import app
@@ -81,9 +86,9 @@ for shard in make_plan(source).shards:
 """
 
 
-def start_worker(source: object, to: object, bundle: Path) -> subprocess.Popen:
+def start_worker(source: object, to: object, bundle: Path, under: tuple[str, ...] = ()) -> subprocess.Popen:
     "A worker as Ray starts it for each core, in a process of its own, that is given every shard."
-    command = [sys.executable, "-c", WORKER, str(source), str(to), str(bundle)]
+    command = [*under, sys.executable, "-c", WORKER, str(source), str(to), str(bundle)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -119,6 +124,110 @@ def test_a_killed_worker_leaves_whole_parts_and_each_picture_is_answered_once(pi
     assert set(files) == expected | of_cut | {"0.tar", "1.tar"}
     assert sum(row["error"] is not None for row in table) == 4
     assert not list((tmp_path / "attempts").glob("*"))
+
+
+# No file may become larger than 4 kB: a disk that is nearly full
+NEARLY_FULL = ("bash", "-c", 'ulimit -f 4; exec "$@"', "bash")
+
+
+def test_a_disk_that_is_full_stops_with_a_line_and_the_same_again_goes_on(pictures, tiny_bundle, tmp_path):
+    (stopped,) = outcomes_of(start_worker(pictures / "loose", tmp_path, tiny_bundle, NEARLY_FULL))
+    assert "summary" not in stopped and parts(tmp_path) == []
+    assert "file too large; whole parts stay: make room or mend it, then run the same command" in stopped["stopped"]
+    (done,) = outcomes_of(start_worker(pictures / "loose", tmp_path, tiny_bundle))
+    assert done["summary"]["pictures"] == 22 and len(parts(tmp_path)) == 1
+    drafts = [file for file in tmp_path.rglob("*") if file.is_file() and file.name.startswith(".")]
+    assert not drafts and not list((tmp_path / "attempts").glob("*"))
+
+
+class Cluster:
+    "A Ray cluster on loopback, of a user whose home is a folder of its own."
+
+    def __init__(self, home: Path, port: int, head: subprocess.Popen):
+        self.home, self.address, self.head = home, f"127.0.0.1:{port}", head
+
+    def score(self, source: Path, to: Path, **variables: str) -> subprocess.Popen:
+        "The command, as that user types it."
+        command = [sys.executable, "-m", "card_classifier.cli.main", "score", str(source), "--to", str(to), "--json"]
+        told = {**quiet_environment(self.home), **variables}
+        return subprocess.Popen([*command, "--address", self.address, "--bundle", told.pop("BUNDLE")], env=told,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def workers(self) -> list[psutil.Process]:
+        "Those that score."
+        found = psutil.Process(self.head.pid).children(recursive=True)
+        return [one for one in found if "ShardScorer" in one.name() or "ShardScorer" in " ".join(one.cmdline())]
+
+
+def quiet_environment(home: Path) -> dict[str, str]:
+    "What a process is started with: no token but the home's."
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[Cluster]:
+    "A head with two cores that asks for a token."
+    ray, home, port = str(Path(sys.executable).with_name("ray")), tmp_path / "home", free_port()
+    home.mkdir()
+    told = quiet_environment(home)
+    subprocess.run([ray, "get-auth-token", "--generate"], env=told, check=True, capture_output=True)
+    session = tempfile.mkdtemp(prefix="ray")  # Names of sockets have to be short
+    small = ["--num-cpus", "2", "--object-store-memory", "80000000", "--include-dashboard", "false"]
+    command = [ray, "start", "--head", "--block", "--port", str(port), "--temp-dir", session, *small]
+    with (tmp_path / "ray.log").open("wb") as log:
+        head = subprocess.Popen(command, env=told, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: b"Ray runtime started" in (tmp_path / "ray.log").read_bytes() or head.poll() is not None)
+        assert head.poll() is None, (tmp_path / "ray.log").read_text()
+        yield Cluster(home, port, head)
+    finally:
+        family = [*psutil.Process(head.pid).children(recursive=True), head]
+        head.terminate()
+        psutil.wait_procs(family, 20)
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        shutil.rmtree(session, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_is_joined_with_its_token_and_outlives_killed_workers_and_drivers(
+    cluster, pictures, tiny_bundle, tmp_path
+):
+    to, stranger = tmp_path / "answers of all", tmp_path / "stranger"
+    stranger.mkdir()
+    bundle = {"BUNDLE": str(tiny_bundle)}
+    for token, said in ({}, "asks for a token"), ({"RAY_AUTH_TOKEN": "f" * 64}, "asks for another token"):
+        refused = cluster.score(pictures, to, HOME=str(stranger), **token, **bundle)
+        assert said in refused.communicate(timeout=240)[1] and refused.returncode == 2
+
+    driver = cluster.score(pictures, to, **bundle)  # The token is found in the home
+    wait_for(lambda: parts(to) or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()
+    victim = cluster.workers()[0]
+    victim.kill()
+    n_parts = len(parts(to))
+    wait_for(lambda: len(parts(to)) > n_parts + 1 or driver.poll() is not None)
+    assert driver.poll() is None, "the tars are too few: it was done before it could be killed"
+    driver.kill()
+    driver.communicate()
+    wait_for(lambda: not cluster.workers())  # Ray ends them when their driver is gone
+    before = {part.name: (part.stat().st_ino, part.stat().st_mtime_ns) for part in parts(to)}
+    assert 0 < len(before) < TARS + 1
+
+    named = {"RAY_AUTH_TOKEN_PATH": str(cluster.home / ".ray" / "auth_token"), "HOME": str(stranger)}
+    told, errors = (again := cluster.score(pictures, to, **named, **bundle)).communicate(timeout=600)
+    assert again.returncode == 0, errors
+    counts = json.loads(told)
+    after = {part.name: (part.stat().st_ino, part.stat().st_mtime_ns) for part in parts(to)}
+    assert counts["is_complete"] and len(after) == counts["shards"] == TARS + 1
+    assert {name: after[name] for name in before} == before, "what was there is not written again"
+    table = pyarrow.parquet.read_table(to / "answers").to_pylist()
+    files, shards = [row["file"] for row in table], {row["shard"] for row in table}
+    assert len(files) == len(set(files)) == counts["pictures"] and len(shards) == TARS + 1
+    assert {f"{number}.tar/{one:04d}.jpg" for number in range(2, TARS) for one in range(PICTURES)} <= set(files)
+    assert not list((to / "attempts").glob("*"))
 
 
 @pytest.fixture

@@ -44,13 +44,13 @@ def alerts() -> list[dict]:
 
 def sections() -> dict[str, str]:
     "The runbooks, by the anchor of their heading."
-    page = json.loads((ROOT / "nbs" / "guides" / "22_runbooks.ipynb").read_text(encoding="utf-8"))
+    page = json.loads((ROOT / "nbs" / "guides" / "17_runbooks.ipynb").read_text(encoding="utf-8"))
     texts = ["".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "markdown"]
     return {text.splitlines()[0][3:].lower(): text for text in texts if text.startswith("## ")}
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert():
-    address = "https://card-classifier.github.io/card_classifier/guides/22_runbooks.html#"
+    address = "https://card-classifier.github.io/card_classifier/guides/17_runbooks.html#"
     found = sections()
     for rule in alerts():
         told = rule["annotations"]

@@ -162,7 +162,7 @@ def test_renderer_version_follows_what_is_drawn():
     assert before.shape == now.shape, how
     # Other processors round now and then; another drawing changes thousands of pixels
     n_changed = (np.abs(before - now).max(axis=2) > 8).sum()
-    assert n_changed < 50, f"{n_changed} pixels differ: raise RENDERER_VERSION in nbs/render/09_dataset.ipynb, {how}"
+    assert n_changed < 50, f"{n_changed} pixels differ: raise RENDERER_VERSION in nbs/render/10_dataset.ipynb, {how}"
     assert len(list(SAMPLES.glob("*.png"))) == 1, "only the samples of today's renderer are kept"
 
 def test_a_small_change_of_a_drawing_is_noticed():

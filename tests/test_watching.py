@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sqlite3
+import string
 import subprocess
 import time
 import uuid
@@ -16,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
-import yaml
 from PIL import Image
 from test_api import numbers, serving, wait_for
 from test_records import new_database, postgres  # noqa: F401 (a fixture)
@@ -27,12 +27,14 @@ from card_classifier.bundle import BUNDLE_FILE, BundleError, add_reference, read
 from card_classifier.cards import CLASS_NAMES, NO_CARD
 from card_classifier.cli.drift import answered_rows
 from card_classifier.cli.main import app
+from card_classifier.cloud.deploy import job_path
 from card_classifier.lifecycle.photographs import TrueCard, TruePhoto
 from card_classifier.lifecycle.storage import copy_files
 from card_classifier.recognition.predictor import Predictor
 from card_classifier.records.database import make_engine, migrate
 from card_classifier.records.schema import STATISTICS, WHOLE_PHOTO, Record, feedback, pack_logits
 from card_classifier.records.statements import write_records
+from card_classifier.settings import DeploySettings
 from card_classifier.watching.drift import check_drift, drift_report
 from card_classifier.watching.reference import NoReferenceError, keep_reference, read_reference
 from card_classifier.watching.window import MAX_PICTURES, Picture, Window, WindowRequest, read_window
@@ -301,15 +303,11 @@ def test_the_recipe_leaves_a_page_and_an_exit_code(tmp_path, reference):
 DRIFT_FILES = Path(__file__).resolve().parent.parent / "deploy" / "drift"
 
 
-@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service", "cloud-run-job.yaml"])
+@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service"])
 def test_scheduled_commands_are_ones_that_there_are(name):
     text = (DRIFT_FILES / name).read_text()
-    if name.endswith(".yaml"):
-        (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["template"]["spec"]["containers"]
-        commands = [[*container["command"], *container["args"]]]
-    else:
-        lines = [line for line in text.splitlines() if not line.startswith("#")]
-        commands = [found[0].split() for line in lines for found in re.finditer(r"card-classifier drift [^>;]*", line)]
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    commands = [found[0].split() for line in lines for found in re.finditer(r"card-classifier drift [^>;]*", line)]
     assert commands
     for _, *arguments in commands:
         known = CliRunner().invoke(app, [*arguments, "--help"])
@@ -319,8 +317,12 @@ def test_scheduled_commands_are_ones_that_there_are(name):
 
 def test_schedules_are_what_their_schedulers_take():
     schedule = json.loads((DRIFT_FILES / "scheduler.json").read_text())
-    job = yaml.safe_load((DRIFT_FILES / "cloud-run-job.yaml").read_text())["metadata"]["name"]
-    assert schedule["httpTarget"]["uri"].endswith(f"/jobs/{job}:run")
+    settings = DeploySettings(project="my-cards-1")
+    names = {"PROJECT": settings.project, "REGION": settings.region}
+    address = string.Template(schedule["httpTarget"]["uri"]).substitute(names)
+    assert address == f"https://run.googleapis.com/{job_path(settings, 'drift')}:run"
+    terraform = (DRIFT_FILES.parent / "cloud" / "infrastructure" / "schedules.tf").read_text()
+    assert re.search(r'drift += "([^"]+)"', terraform)[1] == schedule["schedule"]
     cron = next(line for line in (DRIFT_FILES / "crontab").read_text().splitlines() if line[0].isdigit())
     assert cron.split()[:5] == schedule["schedule"].split()
     if shutil.which("systemd-analyze"):

@@ -226,9 +226,9 @@ def locate_indices(
 )->FoundIndices:                         # In pixels of the photo
     "Where indices are in a photo, near the cards that were detected or, where none was, anywhere."
     left, top, right, bottom = region_around(quadrilaterals, photo)
-    region, found = photo[top:bottom, left:right], []
+    image, at, found = photo[top:bottom, left:right], 1.0, []
     for scale in working_scales(quadrilaterals, photo):
-        image = reduced(region, scale)
+        image, at = reduced(image, scale/at), scale # The second from the first: a large photo is read once
         ratio = np.float32((right - left, bottom - top))/np.float32(image.shape[1::-1])
         placed = [FoundIndex(index.outline*ratio + np.float32((left, top)), index.score)
                   for index in detect_indices(network, size, threshold, image)]

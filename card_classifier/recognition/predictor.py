@@ -194,8 +194,7 @@ def start_examination(
         photo = bundle.decoder.decode(source, bundle.max_pixels, PHOTO_SIDE if bundle.detector else size, patience)
         middle = time.perf_counter()
         is_small = bundle.detector is None or max(photo.shape[:2]) <= SMALL_PHOTO*size
-        whole = [whole_photo(photo, size)], []
-        crops, indices = whole if is_small else crops_of(bundle, source, photo, patience)
+        crops, indices = ([whole_photo(photo, size)], []) if is_small else crops_of(bundle, source, photo, patience)
     spent = {"decode": 1000*(middle - start), "detect": 1000*(time.perf_counter() - middle), "classify": 0.0}
     return Examination(photo, crops, spent, indices, photo.shape[1::-1])
 
