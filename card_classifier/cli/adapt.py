@@ -98,7 +98,7 @@ def faces_in(
     for one in ordered:
         side = min(np.linalg.norm(one[1] - one[0]), np.linalg.norm(one[3] - one[0]))
         if side < MIN_CARD_SIDE:
-            raise ValueError(f"a card is {side:.0f} pixels wide, and needs {MIN_CARD_SIDE}: go nearer with the camera with the camera")
+            raise ValueError(f"a card is {side:.0f} pixels wide, and needs {MIN_CARD_SIDE}: go nearer with the camera")
     faces = [straighten(photo, one, FACE_SIDE) for one in ordered]
     if min(map(sharpness, faces)) < MIN_SHARPNESS:
         raise ValueError("a card is out of focus, or too dark: photograph it again")
