@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['OBJECT_STORE', 'START_ATTEMPTS', 'TOKEN_ADVICE', 'MANIFEST_SECONDS', 'ClusterError', 'unheard', 'is_this_machine',
-           'show_token', 'why_no_ray', 'start_ray', 'ray_running', 'outcomes', 'Pace', 'Result', 'check_apart',
-           'send_bundle', 'follow', 'check_shared', 'score']
+           'show_token', 'why_no_ray', 'ray_children', 'end_processes', 'start_ray', 'ray_running', 'outcomes', 'Pace',
+           'Result', 'check_apart', 'send_bundle', 'follow', 'check_shared', 'score']
 
 # %% ../../nbs/batch/05_score.ipynb #f2fadc8d
 import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from collections import Counter
@@ -88,9 +89,28 @@ def why_no_ray(
         wrong = "asks for another token than the one that is here" if has_one else "asks for a token"
         return f"{where} {wrong}: {TOKEN_ADVICE}"
     words = " ".join(str(error).split())[:200] or type(error).__name__
-    advice = "is the address right, and is its Ray of the same version?" if address else (
+    advice = "is the address right, and has its Ray the same version?" if address else (
         "try again when the machine is less busy")
-    return f"{where} can't be had: {words}; {advice}"
+    return f"{where} can't be used: {words}; {advice}"
+
+# %% ../../nbs/batch/05_score.ipynb #afcabf7b
+def ray_children()->set[int]: # Ids of processes; on Linux, elsewhere none is known
+    "Processes of Ray that this one has started."
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError): # It has just ended
+            parent = int((folder/"stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"/ray/" in (folder/"cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+def end_processes(
+    ids:set[int],
+)->None:
+    "Ends processes at once."
+    for one in ids:
+        with contextlib.suppress(OSError): # It has ended by itself
+            os.kill(one, signal.SIGKILL)
 
 # %% ../../nbs/batch/05_score.ipynb #6bfc74e3
 def start_ray(
@@ -103,12 +123,14 @@ def start_ray(
     own = {"num_cpus": n_workers, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     n_attempts = 1 if address else START_ATTEMPTS # Of a cluster Ray itself asks for 20 s
     for attempt in range(1, n_attempts + 1):
+        before = ray_children()
         try:
             with unheard():
                 ray.init(address or "local", **quiet, **({} if address else own))
             return
         except Exception as error: # Ray has kinds of its own, and lets those of gRPC through
             ray.shutdown()
+            end_processes(ray_children() - before)
             if attempt == n_attempts or isinstance(error, ValueError): # Such as an address that is none
                 raise ClusterError(why_no_ray(address, error)) from error
 
@@ -152,7 +174,7 @@ def outcomes(
             yield json.loads(row["outcome"])
     except ray.exceptions.RayError as error:
         words = " ".join(str(error).split())[-300:]
-        raise ClusterError(f"Ray has given up; the same command goes on from here: {words}") from error
+        raise ClusterError(f"Ray has stopped; run the same command again to go on: {words}") from error
 
 # %% ../../nbs/batch/05_score.ipynb #b0623ac6
 @dataclass
@@ -255,8 +277,8 @@ def check_shared(
     "Raises `ClusterError` if workers wrote where nobody else sees it."
     missing = progress.done.keys() - names_in(store, "answers")
     if missing:
-        raise ClusterError(f"{len(missing)} parts are not in {store.place.address}: it is no folder that all machines "
-                           "of the cluster share; name a bucket or a shared folder")
+        raise ClusterError(f"{len(missing)} parts are not in {store.place.address}, "
+                           "which the machines of the cluster don't share: name a bucket or a shared folder")
 
 # %% ../../nbs/batch/05_score.ipynb #fa1d6d44
 def score(
