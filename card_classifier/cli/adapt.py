@@ -255,7 +255,7 @@ SHARED = ("data.", "tracking.", "train.device=", "train.seed=", "train.threads="
 @needs("train")
 def adapt(
     folder:Annotated[Path, typer.Argument(help="Photographs, each named after the card or cards that it shows")],
-    overrides:Annotated[list[str] | None, typer.Argument(help="Settings of its training, for instance train.epochs=5")] = None,
+    overrides:Annotated[list[str] | None, typer.Argument(help="Settings of its training: train.epochs=5")] = None,
     bundle:Annotated[str, typer.Option(help="The bundle to start from; default: the released bundle")] = "",
     check:Annotated[bool, typer.Option("--check", help="Only check the photographs")] = False,
     partly:Annotated[bool, typer.Option("--partly", help="Go on although cards are missing")] = False,

@@ -172,6 +172,7 @@ def restored_network(
     restore_weights(network, content, normalised(pixels, described.mean, described.std))
     return network
 
+# %% ../../nbs/training/17_restored.ipynb #7d0f3a11
 def run_from_bundle(
     bundle:str|Path, # Folder of a bundle
     outputs:Path,    # Folder of all runs
