@@ -295,9 +295,9 @@ def check_place(
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder.is_dir() and (folder / BUNDLE_FILE).is_file()):
-        raise BundleError(f"something that is no bundle lies in {folder}: choose another folder")
+        raise BundleError(f"{folder} holds something that is not a bundle: choose another folder")
     if not overwrite:
-        raise BundleError(f"another bundle lies in {folder}: choose another folder or allow overwriting")
+        raise BundleError(f"{folder} holds another bundle: choose another folder or allow overwriting")
 
 # %% ../nbs/06_bundle.ipynb #1b8c9442
 def write_bundle(
@@ -356,7 +356,7 @@ def record_from(
     known = {item.name for item in dataclasses.fields(kind)}
     if not isinstance(values, dict) or known != values.keys():
         keys = sorted(known ^ values.keys()) if isinstance(values, dict) else sorted(known)
-        raise BundleError(f"{where} lacks or adds the keys {keys}: export the model again")
+        raise BundleError(f"{where} has missing or unknown keys: {keys}: export the model again")
     return kind(**values)
 
 # %% ../nbs/06_bundle.ipynb #115c2d44
@@ -555,5 +555,5 @@ def released_bundle(
     folder = released_folder(package)
     if not (folder / BUNDLE_FILE).is_file():
         advice = "train one with `card-classifier train` and name its folder, or reinstall the package"
-        raise BundleError(f"no released bundle lies in {folder}: {advice}")
+        raise BundleError(f"there is no released bundle in {folder}: {advice}")
     return folder

@@ -109,7 +109,7 @@ class Card(CardNames):
         if not isinstance(self.rank, Rank) or not isinstance(self.suit, Suit|None):
             raise TypeError(f"a card is made of a Rank and a Suit, got {self.rank!r} and {self.suit!r}; see Card.parse")
         if (self.rank is Rank.JOKER) != (self.suit is None):
-            raise ValueError("a joker has no suit" if self.suit else f"the {self.rank.value} of which suit?")
+            raise ValueError("a joker has no suit" if self.suit else f"the {self.rank.value} needs a suit")
 
     @property
     def index(self)->int: # From 0 to 52, as in the data set's `class index`
@@ -261,7 +261,7 @@ def parse_card(
             return card
     if not plain_words(looked_at):
         example = f"write for example {str(CARDS[0])!r} or 'AC'"
-        raise CardNameError(f"{looked_at!r} holds no name of a card; {example}", CARDS[0])
+        raise CardNameError(f"{looked_at!r} contains no name of a card; {example}", CARDS[0])
     nearest, ending = nearest_card(looked_at), "" if len(stripped) <= LONGEST_TEXT else "…"
     suggestion = f"the nearest is {str(nearest)!r} ({nearest.short_name})"
     raise CardNameError(f"{looked_at!r}{ending} is not a card; {suggestion}", nearest)

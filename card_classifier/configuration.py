@@ -64,7 +64,7 @@ def check_override(
 )->None:
     "Raises `SettingsError` when the override isn't `name=value` or names neither a setting nor a group."
     name, equals, value = override.partition("=")
-    require(bool(equals), f"{override!r} is no override: write name=value, for instance train.epochs=12")
+    require(bool(equals), f"{override!r} is not an override: write name=value, for instance train.epochs=12")
     require(name != "experiment", f"the experiment is named by an option: --experiment {value}")
     if name not in groups:
         check_name(name)
@@ -247,5 +247,5 @@ def load_settings(
     "The settings of a run. Raises `SettingsError` if the folder is no run."
     from omegaconf import OmegaConf
     file = Path(run)/SETTINGS_FILE
-    require(file.is_file(), f"{Path(run).name} is no run: it has no {SETTINGS_FILE}")
+    require(file.is_file(), f"{Path(run).name} is not a run: it has no {SETTINGS_FILE}")
     return as_settings(OmegaConf.to_container(OmegaConf.load(file)))

@@ -95,7 +95,7 @@ def what_it_is(
         text = "\0"
     if not re.search(r"[\0-\x08\x0e-\x1f]", text):
         return "text, not an image"
-    return f"no image of a format that is read here ({', '.join(SIGNATURES)}): {USE_INSTEAD}"
+    return f"not an image in a format that is read here ({', '.join(SIGNATURES)}): {USE_INSTEAD}"
 
 # %% ../nbs/03_formats.ipynb #4a5d30fb
 # Measured with Pillow 12: bytes that are taken, and nanoseconds, for each pixel
@@ -211,7 +211,7 @@ def jpeg_structure(
     for marker, start, end, junk in jpeg_segments(content):
         n_segments, n_junk = n_segments + 1, n_junk + (0 if n_scans else junk)
         check_count(n_segments, MAX_SEGMENTS, "this is a JPEG with more segments than a photograph has")
-        check_count(n_junk, MAX_JUNK, "this is a JPEG with bytes that belong to nothing")
+        check_count(n_junk, MAX_JUNK, "this is a JPEG with bytes that belong to no part of it")
         if marker in FRAME_MARKERS:
             if frame is not None:
                 raise BrokenImageError("this is a JPEG with two frames: save the picture anew and try again")
@@ -519,7 +519,7 @@ def check_size(
     "Raises `EmptyImageError` or `ImageTooLargeError`."
     width, height = structure.width, structure.height
     if width < 1 or height < 1:
-        raise EmptyImageError(f"an image of {width} x {height} pixels has nothing to see")
+        raise EmptyImageError(f"an image of {width} x {height} pixels is empty")
     if structure.n_pixels > max_pixels:
         size, most = f"{width:,} x {height:,}", f"at most {max_pixels:,} pixels are read"
         raise ImageTooLargeError(f"an image of {size} pixels is too large, {most}: make it smaller")

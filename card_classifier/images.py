@@ -194,7 +194,7 @@ def decode_structure(
     with only_image_errors(f"{structure.file_format} image"):
         picture = open_picture(structure.file_format, structure.content)
         if picture.width * picture.height > structure.n_pixels:
-            raise BrokenImageError("the image says two things of its size: save the picture anew and try again")
+            raise BrokenImageError("the image contradicts itself about its size: save the picture anew and try again")
         divisor = choose_scale(picture, target)
         check_memory(structure, picture.width * picture.height)
         picture.load()

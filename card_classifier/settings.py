@@ -340,7 +340,7 @@ class NetworkSettings(SettingsGroup):
     host:str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network this machine is on")
     port:int = setting(8000, "Port to listen on; 0 takes a free one", minimum=0, maximum=65535, variable="PORT")
     share:bool = setting(False,
-        "Also give the service a public address for an hour, through Gradio's tunnel: EVERYBODY who has it may ask")
+        "Also give the service a public address for an hour, through Gradio's tunnel: EVERYONE who has it may use it")
     cors_origins:str = setting("",
         "Web pages that may call the API, such as https://cards.example, separated by commas; *: all; empty: none")
     root_path:str = setting("",
@@ -372,8 +372,8 @@ class ServeSettings(NetworkSettings):
         "Where answers are recorded: sqlite:///FILE, postgresql://…, or none", variable="CARD_CLASSIFIER_DATABASE")
     keep_images:bool = setting(False, "Also record the images themselves")
     sync_records:bool = setting(True, "Acknowledge a record once it is on disk, where it survives a power failure",
-        switch=("--no-sync", "Acknowledge records that survive the end of the process and not of the machine"))
-    ready_unrecorded:bool = setting(False, "Be ready, for load balancers, while answers can't be recorded")
+        switch=("--no-sync", "Acknowledge records before they are on disk: a power failure may lose the latest"))
+    ready_unrecorded:bool = setting(False, "Count as ready, for load balancers, even while answers can't be recorded")
     image_days:float = setting(30.0,
         "Days after which recorded images are removed; 0: they stay as long as their records", minimum=0)
     record_days:float = setting(0.0, "Days after which records are removed; 0: they stay", minimum=0)
@@ -381,15 +381,15 @@ class ServeSettings(NetworkSettings):
         "How often the newest pictures are compared with the bundle's reference, in minutes; 0: never", minimum=0)
     has_api:bool = setting(True, "Offer the API under /v1", switch=("--demo-only", "Offer the demo page and no API"))
     has_demo:bool = setting(True, "Offer the demo page at /", switch=("--no-demo", "Offer the API and no demo page"))
-    https:bool = setting(False, "Serve over HTTPS, with a certificate of its own making unless there is another")
+    https:bool = setting(False, "Serve over HTTPS, with a self-signed certificate unless --certificate names one")
     certificate:str = setting("", "PEM file with a certificate and its key, for HTTPS; empty: none")
     max_body:int = setting(20_000_000, "Largest request body in bytes", minimum=1)
     max_pixels:int = setting(200_000_000, "Largest image in pixels, in whatever format", minimum=1)
     max_files:int = setting(32, "Most files in one request", minimum=1)
-    max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are sent away", minimum=1)
+    max_waiting:int = setting(256, "Most requests that may wait in one worker; further ones are refused", minimum=1)
     body_seconds:float = setting(15.0, "Seconds for a request to arrive; one more for every 8 kB of it", above=0)
-    grace_seconds:float = setting(10.0, "Longest time to finish what was accepted at the end, in seconds", above=0)
-    watch_seconds:float = setting(2.0, "Seconds between looks at the bundle's folder; 0: only on SIGHUP", minimum=0)
+    grace_seconds:float = setting(10.0, "Seconds to finish accepted requests when the service stops", above=0)
+    watch_seconds:float = setting(2.0, "Seconds between checks for a new bundle; 0: only on SIGHUP", minimum=0)
     registry_seconds:float = setting(60.0,
         "How often git's remote is asked what was promoted, where a stage of the registry is served, in seconds; "
         "0: never", minimum=0)

@@ -26,20 +26,20 @@ class NotingBackend(PredictorBackend):
         with (self.folder / "notes.jsonl").open("a", encoding="utf-8") as notes:
             notes.write(json.dumps({"what": what, "worker": os.getpid(), "time": time.time(), **details}) + "\n")
 
-    def answer(self, content: bytes, top_k: int = 5) -> dict:
+    def answer(self, content: bytes, top_k: int = 5, is_one_deck: bool = False) -> dict:
         "The predictor's answer, late while a file `slow` is there, a refusal while there is one called `busy`."
         while (self.folder / "slow").exists():
             time.sleep(0.05)
-        answer = super().answer(content, top_k)
-        self.note("answer", request_id=answer["request_id"], n_bytes=len(content))
+        answer = super().answer(content, top_k, is_one_deck)
+        self.note("answer", request_id=answer["request_id"], n_bytes=len(content), is_one_deck=is_one_deck)
         if (self.folder / "busy").exists():
             return answer | {"error": {"status": 503, "title": "Busy", "detail": "256 requests are waiting"}}
         return answer
 
-    def look(self, content: bytes) -> dict:
+    def look(self, content: bytes, is_one_deck: bool = False) -> dict:
         "What the camera sees: looked at, noted, and a refusal while the service is busy."
         self.note("look", n_bytes=len(content))
-        return super().answer(content, 1)
+        return super().answer(content, 1, is_one_deck)
 
     def feedback(self, correction: Correction) -> str | None:
         "Notes what the card really was."

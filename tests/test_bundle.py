@@ -92,7 +92,7 @@ def test_a_bundle_is_read_as_it_was_written(tiny_info, tmp_path):
         ({"data": None}, r"keys \['data'\]"),
         ({"networks": {}}, "networks must be some of classifier, detector"),
         ({"networks": []}, "networks must be a dict"),
-        ({"networks": {"classifier": []}}, "lacks or adds the keys"),
+        ({"networks": {"classifier": []}}, "has missing or unknown keys:"),
     ],
 )
 def test_a_wrong_description_is_refused_with_advice(bundle, values, words):
@@ -108,7 +108,7 @@ def test_a_wrong_description_is_refused_with_advice(bundle, values, words):
         ({"temperature": "hot"}, "temperature must be a finite number"),
         ({"temperature": True}, "temperature must be a finite number"),
         ({"temperature": float("inf")}, "temperature must be a finite number"),
-        ({"temperature": None}, r"classifier, lacks or adds the keys \['temperature'\]"),
+        ({"temperature": None}, r"classifier, has missing or unknown keys: \['temperature'\]"),
         (
             {"thresholds": {"rejection": 1.5, "whole_photo": 0.9}},
             "thresholds must be rejection and whole_photo, from 0 to 1",
@@ -170,13 +170,13 @@ def test_arbitrary_descriptions_are_bundle_errors(content):
 
 def test_nothing_is_overwritten_silently(bundle, tiny_info, tmp_path):
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    with pytest.raises(BundleError, match="another bundle lies in"):
+    with pytest.raises(BundleError, match="holds another bundle"):
         write_bundle(bundle, tiny_info, {"classifier": b"other"})
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(BundleError, match="something that is no bundle"):
+        with pytest.raises(BundleError, match="holds something that is not a bundle"):
             write_bundle(tmp_path / "notes", tiny_info, {"classifier": b"other"}, overwrite=overwrite)
     write_bundle(bundle, tiny_info, {"classifier": b"other"}, overwrite=True)
     assert (bundle / CLASSIFIER_FILE).read_bytes() == b"other"

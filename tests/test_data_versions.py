@@ -215,8 +215,8 @@ def test_a_shallow_clone_pulls_and_says_why_it_has_no_past(history, tmp_path):
 
 def test_a_folder_without_git_says_so(history, tmp_path):
     shutil.copytree(history, tmp_path / "unzipped", ignore=shutil.ignore_patterns(".git", "cache", "tmp"))
-    assert "no git clone" in refused(tmp_path / "unzipped", "data", "push")
-    assert "is no git clone, so it has no revisions" in refused(tmp_path / "unzipped", "data", "diff", "HEAD")
+    assert "not a git clone" in refused(tmp_path / "unzipped", "data", "push")
+    assert "is not a git clone, so it has no revisions" in refused(tmp_path / "unzipped", "data", "diff", "HEAD")
 
 
 # ------------------------------------------------------------------------------------------ differences

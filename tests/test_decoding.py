@@ -73,7 +73,7 @@ ATTACKS = {
     "many comments": (GIF_HEAD + b"\x21\xfe\1c\0" * 400_000 + GIF_REST, "pieces"),
     "scans without end": (many_scans(3000), "more scans"),
     "segments without end": (JPEG[:2] + b"\xff\xfe\0\3c" * 400_000 + JPEG[2:], "more segments"),
-    "fill bytes without end": (JPEG[:2] + b"\xff" * 2_000_000 + JPEG[2:], "belong to nothing"),
+    "fill bytes without end": (JPEG[:2] + b"\xff" * 2_000_000 + JPEG[2:], "belong to no part"),
     "camera notes in pieces": (JPEG[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)) * 300 + JPEG[2:], "pieces"),
     "chunks without end": (PNG[:33] + chunk(b"IDAT", b"") * 160_000 + PNG[33:], "more chunks"),
     "frames without end": (WEBP + b"ANMF\0\0\0\0" * 250_000, "more chunks"),

@@ -292,7 +292,7 @@ def test_a_dropped_photo_takes_the_place_of_the_one_before(visit):
     pages = page.evaluate_handle(script, [list(b"%PDF"), "cards.pdf", "application/pdf"])
     page.dispatch_event("#photo", "drop", {"dataTransfer": pages})
     page.wait_for_selector("#photo .notice:not([hidden])")
-    assert "no picture" in page.inner_text("#photo .notice")
+    assert "not a picture" in page.inner_text("#photo .notice")
 
 
 def test_refusals_and_a_lost_connection_are_sentences_and_the_photo_stays(visit):
@@ -370,7 +370,7 @@ def test_no_card_is_said_kindly_and_may_be_corrected(visit, server):
     thanked(page)
     assert server.notes("feedback")[-1]["right"] == "joker"
     page.get_by_role("button", name="There is no card").click()
-    page.wait_for_selector("#answer .thanks:has-text('that I was right')")
+    page.wait_for_selector("#answer .thanks:has-text('that this is right')")
     assert server.notes("feedback")[-1]["right"] == "no card"
 
 
@@ -407,7 +407,7 @@ def test_many_photos_are_answered_each_on_its_own(visit, server):
     captions = page.locator(".gallery figcaption b").all_inner_texts()
     assert captions == [CARDS[0].short_name, "I can’t read that photo", CARDS[52].short_name]
     assert "<b>third" in page.inner_text(".gallery figure:nth-of-type(3) .file") and fits(page)
-    assert page.inner_text(".count") == "3 of 3 photos answered. 2 cards recognised."
+    assert page.inner_text(".count") == "3 of 3 photos read. 2 cards recognised."
     assert page.locator(".results tbody tr").count() == 3
     page.get_by_role("button", name="Look closer: 3.").click()
     panel = page.locator("dialog .card-panel")
@@ -435,7 +435,7 @@ def test_of_too_many_the_first_are_taken_and_too_large_ones_do_not_travel(visit,
     choose(page, *(file(index, f"{index}.png") for index in range(MAX_FILES + 2)), box="photos")
     page.wait_for_selector(".many[data-state=answered]")
     notice = page.inner_text("#photos .notice")
-    assert f"these are {MAX_FILES + 2}" in notice and "the other 2 afterwards" in notice
+    assert f"You chose {MAX_FILES + 2} photos" in notice and "the other 2 afterwards" in notice
     assert page.locator(".gallery figure[data-state=answered]").count() == MAX_FILES
     before = len(server.notes("request"))
     large = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff" + bytes(MAX_BODY)}
@@ -462,12 +462,40 @@ def test_what_only_the_service_can_read_is_shown_by_its_copy(visit):
     assert page.locator("#photo .hero img").get_attribute("src").startswith("data:image/jpeg")
 
 
+def test_one_deck_is_a_switch_that_is_remembered_and_asks_again(visit, server):
+    page = visit("phone")
+    named = page.get_by_role("switch", name="All cards are from one deck")
+    choose(page, file(11))
+    assert answered(page) == CARDS[11].class_name and not server.notes("answer")[-1]["is_one_deck"]
+    before = len(server.notes("answer"))
+    named.locator("visible=true").focus()
+    page.keyboard.press("Space")
+    page.wait_for_selector(".one[data-state=waiting], .one[data-state=answered]")
+    assert answered(page) == CARDS[11].class_name
+    asked = server.notes("answer")[before:]
+    assert [note["is_one_deck"] for note in asked] == [True], "the photo that is seen is asked about again"
+    page.reload()
+    page.wait_for_selector(".one[data-is-ready]")
+    assert named.locator("visible=true").is_checked(), "it is remembered"
+    page.get_by_role("tab", name="Many photos").click()
+    page.wait_for_selector(".many[data-is-ready]")
+    assert named.locator("visible=true").is_checked(), "it says the same in both tabs"
+    choose(page, file(12), file(13), box="photos")
+    page.wait_for_selector(".many[data-state=answered]")
+    assert [note["is_one_deck"] for note in server.notes("answer")[-2:]] == [True] * 2
+    page.get_by_text("All cards are from one deck").locator("visible=true").click()
+    page.wait_for_selector(".many[data-state=answered]")
+    page.wait_for_selector(".results:not([hidden])")
+    assert [note["is_one_deck"] for note in server.notes("answer")[-2:]] == [False] * 2
+    assert page.locator(".gallery figure[data-state=answered]").count() == 2 and fits(page)
+
+
 def test_the_model_says_what_it_is(visit):
     page = visit("phone")
     page.get_by_role("tab", name="The model").click()
     page.wait_for_selector("#model .model")
     text = page.inner_text("#model")
-    for words in ("colours-1", "Nobody has measured this model", "not learnt from real photographs"):
+    for words in ("colours-1", "has not been measured", "not learned from real photographs"):
         assert words in text
     assert "recorded for 90 days" in page.inner_text(".about")
     assert fits(page)

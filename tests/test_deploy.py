@@ -344,5 +344,5 @@ def test_a_shared_service_says_loudly_who_may_ask(tiny_bundle, tmp_path):
     options = ("--no-demo", "--share")
     with serving(tmp_path / "service", tiny_bundle, *options, environment=known.items()) as (address, process, _):
         said = next(line for line in process.stderr if "https://abc.example" in line or "NO public" in line)
-        assert "PUBLIC for 60 minutes: https://abc.example - EVERYBODY" in said
+        assert "PUBLIC for 60 minutes: https://abc.example - EVERYONE" in said
         assert requests.get(f"{address}/health/ready", timeout=30).status_code == 200

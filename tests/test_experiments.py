@@ -70,7 +70,7 @@ def test_folders_are_listed_as_what_they_are(make_run):
         "empty": "broken", "noted": "broken", "holiday": "foreign", "history": "foreign",
     }  # fmt: skip
     table = runs("-f", MARK)
-    assert table.exit_code == 0 and "97.0 % (95.0–98.0)" in table.stdout and "no run: a folder" in table.stdout
+    assert table.exit_code == 0 and "97.0 % (95.0–98.0)" in table.stdout and "not a run: a folder" in table.stdout
     for name in ("cut", "odd", "binary", "holiday", " fertig mit Ümlaut"):
         shown = runs("show", f"{MARK}{name}")
         assert shown.exit_code == 0, shown.output

@@ -262,7 +262,7 @@ def test_what_is_kept_is_bounded_and_what_is_read_is_the_same_for_every_format()
     assert MAX_PIXELS >= 16_320 * 12_240 and KEPT_PIXELS * 3 < 200_000_000
 
 
-# --- what is no picture ---
+# --- what is not a picture ---
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_what_cannot_be_made_again_is_refused_with_advice(made, tmp_path):
         shutil.copy(made / "outputs/deck-base" / file, shallow / "outputs/deck-base" / file)
     assert "git fetch --unshallow" in refusal(shallow, "deck-base", "--yes")
     shutil.rmtree(shallow / ".git")
-    assert "is no git repository" in refusal(shallow, "deck-base", "--yes")
+    assert "is not a git repository" in refusal(shallow, "deck-base", "--yes")
     dirty = {**kept, "code_version": {**kept["code_version"], "is_dirty": True}, "code_sha256": ""}
     note.write_text(json.dumps(dirty), encoding="utf-8")
     assert "With --nearest" in refusal(made, "deck-base", "--yes")

@@ -176,7 +176,7 @@ def test_addresses_are_fetched_but_private_ones_only_when_asked(tmp_path, tiny_b
     errors = [json.loads(line)["error"] for line in refused.stdout.splitlines()]
     assert refused.returncode == 5 and b"secret" not in refused.stdout
     for error, words in zip(
-        errors, ("--allow-private", "--allow-private", "no web address", "//", "with a password"), strict=True
+        errors, ("--allow-private", "--allow-private", "not a web address", "//", "with a password"), strict=True
     ):
         assert words in error
     fetched = predict(*names[:2], "--allow-private", "--json", "--bundle", tiny_bundle)

@@ -914,7 +914,7 @@ def test_feedback_on_nothing(url, request_id, index):
 @given(st.text(max_size=100).filter(lambda text: text not in {*CLASS_NAMES, NO_CARD}))
 def test_only_cards_are_feedback(lasting_records, text):
     records, _ = lasting_records
-    with pytest.raises(ValueError, match="is no card"):
+    with pytest.raises(ValueError, match="is not a card"):
         records.feedback("0" * 32, 0, text)
 
 

@@ -212,7 +212,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(origin, bundle
     (tmp_path / "go").touch()
     outcomes = [racer.communicate(timeout=120)[0].strip() for racer in racers]
     assert sorted(words.split()[0] for words in outcomes) == ["told", "told", "won"], outcomes
-    assert all("another promotion was quicker" in words for words in outcomes if words.startswith("told"))
+    assert all("somebody else promoted first" in words for words in outcomes if words.startswith("told"))
     (winner,) = [bundle for bundle, words in zip(bundles, outcomes, strict=True) if words.startswith("won")]
     registry = read_registry(root)
     assert list(registry.versions) == ["v1.0.0"] and registry.in_stage("production").tag.why == winner.name
@@ -225,7 +225,7 @@ def test_of_two_clones_one_wins_at_the_remote_and_the_other_is_told(origin, bund
     put(second, bundles[1])
     assert share(first).problem == ""
     done = command(second, "models", "sync")
-    assert "another promotion was quicker at origin" in one_line(done)
+    assert "somebody else promoted first at origin" in one_line(done)
     assert read_registry(second) == read_registry(first), "nothing of the loser's is left in its registry"
     assert bundle_digest(second / "outputs" / "registry" / "production") == bundle_digest(bundles[0])
     aside = run_git(second, "for-each-ref", "--format=%(refname)", "refs/registry-aside")
@@ -376,7 +376,7 @@ def test_without_git_or_a_commit_the_message_says_what_to_do(origin, tmp_path):
     shutil.copytree(origin, root, ignore=shutil.ignore_patterns(".git", "outputs"))
     environment = {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
     for arguments in (["rollback"], ["promote", "latest", "--stage", "staging"]):
-        assert "is no git repository: git clone" in one_line(command(root, *arguments, **environment))
+        assert "is not a git repository: git clone" in one_line(command(root, *arguments, **environment))
     tools = tmp_path / "tools"
     tools.mkdir()
     assert "git is not installed" in one_line(command(root, "models", PATH=str(tools)))
@@ -432,5 +432,5 @@ def test_a_promotion_that_is_killed_leaves_the_registry_whole(origin, bundles, t
     assert name == "v1.1.0" and read_bundle(folder).model_version == "colours-2"
     with pytest.raises(RegistryError, match="already"):
         put(root, bundles[1])
-    with pytest.raises(TakenError, match="another promotion was quicker"):
+    with pytest.raises(TakenError, match="somebody else promoted first"):
         promote(root, dataclasses.replace(read_registry(root), versions={}, moves=[]), bundles[2], Decision("staging"))

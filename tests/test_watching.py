@@ -175,7 +175,7 @@ def test_a_reference_that_is_not_what_it_was_is_refused(watched_bundle):
             read_reference(watched_bundle, add_reference(watched_bundle, bad, model_version=info.model_version))
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"harm": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(NoReferenceError, match="no table of numbers"):
+    with pytest.raises(NoReferenceError, match="not a table of numbers"):
         read_reference(
             watched_bundle, add_reference(watched_bundle, pickled.getvalue(), model_version=info.model_version)
         )

@@ -518,7 +518,7 @@ def test_an_image_is_deployed(checkout, tiny_bundle, tmp_path):
             said = succeeds(CLOUD_DEPLOY, checkout, IMAGE=image, **known)
             hostile = execute(CLOUD_DEPLOY, checkout, IMAGE="x; touch x", **known)
     assert "serves at" in said and run.shares == [{run.revisions[0]: 100}] and google.wrong == []
-    assert hostile.returncode != 0 and "is no image" in hostile.stderr and not (checkout / "x").exists()
+    assert hostile.returncode != 0 and "is not an image" in hostile.stderr and not (checkout / "x").exists()
 
 
 SPACE = "make space space-push"

@@ -88,7 +88,7 @@ def read_report(archive: bytes) -> dict:
     except (ValueError, RecursionError) as problem:
         raise Refused(f"{FILE} is no JSON") from problem
     if not isinstance(report, dict) or report.get("kind") not in [*TITLES]:
-        raise Refused(f"{FILE} is no report of a known kind")
+        raise Refused(f"{FILE} is not a report of a known kind")
     number = report.get("pull_request")
     if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 10**9:
         raise Refused("the report names no pull request")

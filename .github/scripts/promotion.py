@@ -35,7 +35,7 @@ def command(*arguments: str) -> str:
 def of_tag(tag: str) -> tuple[str, str]:
     "The version that a tag of the registry put into production, and the one before it. Raises `Refused`."
     if not TAG.fullmatch(tag):
-        raise Refused(f"{tag!r} is no tag of the registry that puts a version into production")
+        raise Refused(f"{tag!r} is not a tag of the registry that puts a version into production")
     moves = json.loads(command("models", "--json"))["moves"]
     found = [move for move in moves if move["tag"] == tag]
     if not found or not found[0]["version"]:

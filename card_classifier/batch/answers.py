@@ -69,8 +69,8 @@ def kept(
     except BatchError:
         raise
     except Exception as error: # Each client of a storage has kinds of its own
-        raise StoreError(f"{what} can't be written: {reason_of(error)}; whole parts stay: make room or mend it, "
-                         "then run the same command again, and it goes on") from error
+        raise StoreError(f"{what} can't be written: {reason_of(error)}; finished parts are kept: "
+                         "free some space or mend the cause, then run the same command again to go on") from error
 
 class Store:
     "A folder or an address in a bucket that takes answers."

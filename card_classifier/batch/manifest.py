@@ -78,7 +78,7 @@ def check_asked(
         raise ManifestError(f"{address} holds answers of the model {before.model_version}, not {asked.model_version}: "
                             f"name that one with --bundle, {ELSEWHERE}")
     if before.top_k != asked.top_k:
-        raise ManifestError(f"{address} holds answers with --top {before.top_k}: say so, {ELSEWHERE}")
+        raise ManifestError(f"{address} holds answers with --top {before.top_k}: give the same --top, {ELSEWHERE}")
     if before.source != asked.source:
         raise ManifestError(f"{address} holds answers about {before.source}, not {asked.source}: {ELSEWHERE}")
 
@@ -103,7 +103,7 @@ def drop_strangers(
     names = {shard.name for shard in plan.shards}
     for part, summary in strangers.items():
         if summary is None:
-            raise ManifestError(f"{store.place.address}/{ANSWERS}/{part} is no part of these answers: remove it")
+            raise ManifestError(f"{store.place.address}/{ANSWERS}/{part} does not belong to these answers: remove it")
         if not (summary.damage and summary.shard in names):
             what = f"{summary.shard} of {plan.place.address}"
             raise ManifestError(f"{what} has changed since it was scored, or is gone: bring it back, {ELSEWHERE}")

@@ -93,7 +93,7 @@ def pictures_of_tar(
     try:
         archive = Archive.open(fileobj=stream, mode="r|*", ignore_zeros=True)
     except (tarfile.TarError, EOFError) as error:
-        yield Picture(name, BrokenImageError(f"this is no tar that can be read: {reason_of(error)}"))
+        yield Picture(name, BrokenImageError(f"this is not a readable tar file: {reason_of(error)}"))
         return
     with archive:
         n_members = 0

@@ -89,9 +89,9 @@ def why_no_ray(
         wrong = "asks for another token than the one that is here" if has_one else "asks for a token"
         return f"{where} {wrong}: {TOKEN_ADVICE}"
     words = " ".join(str(error).split())[:200] or type(error).__name__
-    advice = "is the address right, and is its Ray of the same version?" if address else (
+    advice = "is the address right, and has its Ray the same version?" if address else (
         "try again when the machine is less busy")
-    return f"{where} can't be had: {words}; {advice}"
+    return f"{where} can't be used: {words}; {advice}"
 
 # %% ../../nbs/batch/05_score.ipynb #afcabf7b
 def ray_children()->set[int]: # Ids of processes; on Linux, elsewhere none is known
@@ -174,7 +174,7 @@ def outcomes(
             yield json.loads(row["outcome"])
     except ray.exceptions.RayError as error:
         words = " ".join(str(error).split())[-300:]
-        raise ClusterError(f"Ray has given up; the same command goes on from here: {words}") from error
+        raise ClusterError(f"Ray has stopped; run the same command again to go on: {words}") from error
 
 # %% ../../nbs/batch/05_score.ipynb #b0623ac6
 @dataclass
@@ -277,8 +277,8 @@ def check_shared(
     "Raises `ClusterError` if workers wrote where nobody else sees it."
     missing = progress.done.keys() - names_in(store, "answers")
     if missing:
-        raise ClusterError(f"{len(missing)} parts are not in {store.place.address}: it is no folder that all machines "
-                           "of the cluster share; name a bucket or a shared folder")
+        raise ClusterError(f"{len(missing)} parts are not in {store.place.address}, "
+                           "which the machines of the cluster don't share: name a bucket or a shared folder")
 
 # %% ../../nbs/batch/05_score.ipynb #fa1d6d44
 def score(

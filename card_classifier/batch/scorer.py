@@ -70,7 +70,7 @@ def begin_attempt(
     return attempts
 
 # %% ../../nbs/batch/04_scorer.ipynb #f880126d
-DEADLY = "the workers that looked at this picture died, perhaps for want of memory: look at it alone, with predict"
+DEADLY = "the workers that read this picture died, perhaps out of memory: try it alone with card-classifier predict"
 
 def answers_about(
     predictor:Predictor,

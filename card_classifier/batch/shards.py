@@ -83,7 +83,7 @@ def find_place(
     except ImportError as error:
         raise SourceError(f"{scheme}:// addresses need another package: {reason_of(error)}") from error
     except ValueError as error:
-        raise SourceError(f"{address} is no address of a bucket that is known here: {reason_of(error)}") from error
+        raise SourceError(f"{address} is not a bucket's address that is known here: {reason_of(error)}") from error
     return Place(address.rstrip("/"), fs, root)
 
 # %% ../../nbs/batch/00_shards.ipynb #8fedfdd0

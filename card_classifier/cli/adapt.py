@@ -93,12 +93,12 @@ def faces_in(
     found = [one.corners for one in predictor.detect(photo)]
     corners = found[:1] if n_cards == 1 else found
     if len(corners) != n_cards:
-        raise ValueError(f"{len(found)} cards were found where the name has {n_cards}")
+        raise ValueError(f"{len(found)} cards were found, and the name lists {n_cards}")
     ordered = [corners[number] for number in reading_order([one.tolist() for one in corners])]
     for one in ordered:
         side = min(np.linalg.norm(one[1] - one[0]), np.linalg.norm(one[3] - one[0]))
         if side < MIN_CARD_SIDE:
-            raise ValueError(f"a card is {side:.0f} pixels wide, and needs {MIN_CARD_SIDE}: go nearer")
+            raise ValueError(f"a card is {side:.0f} pixels wide, and needs {MIN_CARD_SIDE}: go nearer with the camera")
     faces = [straighten(photo, one, FACE_SIDE) for one in ordered]
     if min(map(sharpness, faces)) < MIN_SHARPNESS:
         raise ValueError("a card is out of focus, or too dark: photograph it again")
@@ -116,7 +116,7 @@ def collect(
         file = Path(source.name)
         try:
             if source.kind != PHOTO:
-                raise ValueError(source.problem or "this is no picture")
+                raise ValueError(source.problem or "this is not a picture")
             cards = cards_of_name(file.stem)
             faces = faces_in(predictor, file, len(cards))
         except CardNameError:
@@ -220,7 +220,7 @@ def usable_deck(
         typer.echo(problem, err=True)
     missing = ", ".join(card.class_name for card in deck.missing)
     if not deck.faces or ((deck.problems or missing) and not is_partly):
-        found = f"{len(deck.faces)} cards can be used, {len(deck.problems)} pictures can't"
+        found = f"{len(deck.faces)} cards can be used, {len(deck.problems)} pictures can't be used"
         raise CommandError(f"{found}; missing: {missing or 'none'}")
     return deck
 
@@ -231,8 +231,8 @@ def usable_deck(
 def adapt(
     folder:Annotated[Path, typer.Argument(help="Photographs, each named after the card or cards that it shows")],
     overrides:Annotated[list[str] | None, typer.Argument(help="Settings, for instance train.epochs=5")] = None,
-    bundle:Annotated[str, typer.Option(help="The bundle to go on from; without it the released one")] = "",
-    check:Annotated[bool, typer.Option("--check", help="Only look at the photographs")] = False,
+    bundle:Annotated[str, typer.Option(help="The bundle to start from; default: the released bundle")] = "",
+    check:Annotated[bool, typer.Option("--check", help="Only check the photographs")] = False,
     partly:Annotated[bool, typer.Option("--partly", help="Go on although cards are missing")] = False,
 )->None:
     "Makes a bundle that reads a deck of your own, from one photograph of each card."

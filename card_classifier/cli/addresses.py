@@ -53,9 +53,9 @@ def checked_address(
     try:
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port
     except ValueError as error: # A port beyond 65535, a name that is none
-        raise AddressError(f"this is no web address: {error}") from None
+        raise AddressError(f"this is not a web address: {error}") from None
     if not host:
-        raise AddressError("this is no web address: it names no host")
+        raise AddressError("this is not a web address: it names no host")
     try:
         found = resolve(host, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -163,5 +163,5 @@ def fetch(
             return content
         url = urljoin(url, elsewhere)
         if urlsplit(url).scheme not in ("http", "https") or (parts.scheme, urlsplit(url).scheme) == ("https", "http"):
-            raise AddressError(f"the server leads to {urlsplit(url).scheme}, which is not followed")
-    raise AddressError(f"the server leads on and on: after {MAX_REDIRECTS} redirects nothing more is followed")
+            raise AddressError(f"the server redirects to {urlsplit(url).scheme}, which is not followed")
+    raise AddressError(f"the server redirects more than {MAX_REDIRECTS} times, which is not followed")

@@ -15,14 +15,14 @@ from .runs import find_bundle
 from .terminal import app, one_line_errors, print_table
 
 # %% ../../nbs/cli/17_bundle.ipynb #84aae08c
-bundle_app = typer.Typer(help="A bundle: what it says about itself, and older formats.", invoke_without_command=True)
+bundle_app = typer.Typer(help="Describes a bundle, adds networks, converts old formats.", invoke_without_command=True)
 app.add_typer(bundle_app, name="bundle")
 
 @bundle_app.callback()
 @one_line_errors
 def bundle(
     context:typer.Context,
-    bundle:Annotated[str, typer.Option(help="A bundle, or a run; without it the one that came with the package")] = "",
+    bundle:Annotated[str, typer.Option(help="A bundle, or a run; default: the released bundle")] = "",
 )->None:
     "Shows what a bundle holds."
     if context.invoked_subcommand:
@@ -41,9 +41,9 @@ def bundle(
 @bundle_app.command("add")
 @one_line_errors
 def bundle_add(
-    run:Annotated[str, typer.Argument(help="A run, or a bundle, whose networks go in, in place of those of a kind")],
-    bundle:Annotated[str, typer.Option(help="Where they go; without it the bundle that came with the package")] = "",
-    to:Annotated[str, typer.Option(help="Folder for the new bundle; without it the old one is replaced")] = "",
+    run:Annotated[str, typer.Argument(help="A run or bundle whose networks replace those of the same kind")],
+    bundle:Annotated[str, typer.Option(help="The bundle that gets them; default: the released bundle")] = "",
+    to:Annotated[str, typer.Option(help="Folder for the new bundle; default: replace the old one")] = "",
 )->None:
     "Puts the networks of a run into a bundle."
     from card_classifier.bundle import model_version_of, read_bundle, write_bundle
@@ -62,10 +62,10 @@ def bundle_add(
 @bundle_app.command("convert")
 @one_line_errors
 def bundle_convert(
-    folder:Annotated[str, typer.Argument(help="A bundle of the format before this one")],
-    to:Annotated[str, typer.Option(help="Folder for the new bundle; without it the old one is replaced")] = "",
+    folder:Annotated[str, typer.Argument(help="A bundle of the previous format")],
+    to:Annotated[str, typer.Option(help="Folder for the new bundle; default: replace the old one")] = "",
 )->None:
-    "Converts a bundle of the format before this one. Its networks stay as they are."
+    "Converts a bundle of the previous format. Its networks stay the same."
     from card_classifier.bundle import convert_bundle, read_bundle
     converted = convert_bundle(folder, to or None)
     info = read_bundle(converted)

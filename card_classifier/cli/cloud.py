@@ -318,7 +318,7 @@ def cloud_runs_table(
 def cloud_stop(
     run:Annotated[str, typer.Argument(help="Name of the run, or a part of it; empty with --all")] = "",
     overrides:CloudArgument = None,
-    all_runs:Annotated[bool, typer.Option("--all", help="Every machine and job of ours in the project")] = False,
+    all_runs:Annotated[bool, typer.Option("--all", help="Stop everything of this program in the project")] = False,
     yes:YesOption = False,
     dry_run:DryOption = False,
 )->None:
@@ -327,7 +327,7 @@ def cloud_stop(
     from card_classifier.cloud.requests import call
     from card_classifier.cloud.vertex import cancel, live_jobs
     if bool(run) == all_runs:
-        raise CommandError("name a run, or say --all")
+        raise CommandError("name a run, or use --all")
     google, cloud = connected(cloud_settings(CloudSettings, overrides or []))
     running, jobs = machines(google, cloud.project), live_jobs(google, cloud.project, cloud.region)
     labels = [one["labels"].get("run", "") for one in running]

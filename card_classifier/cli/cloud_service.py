@@ -42,7 +42,7 @@ def ask_revision(
     asked = {"/health/ready": ready, "/v1/predict": answer, "/openapi.json": described}
     wrong = [f"{path} answers {one.status_code}" for path, one in asked.items() if one.status_code != 200]
     if not 400 <= refused.status_code < 500:
-        wrong.append(f"/v1/predict answers {refused.status_code} to what is no picture")
+        wrong.append(f"/v1/predict answers {refused.status_code} to what is not a picture")
     try:
         told = answer.json()
     except ValueError:
@@ -55,7 +55,7 @@ def ask_revision(
     return read
 
 # %% ../../nbs/cli/27_cloud_service.ipynb #ed5dec17
-ImageOption = Annotated[str, typer.Option(help="Container image; without it the one that was built from this commit")]
+ImageOption = Annotated[str, typer.Option(help="Container image; default: the one built from this commit")]
 
 def deployment(
     settings:DeploySettings, # With its names
@@ -179,7 +179,7 @@ def cloud_status(
 @needs("cloud")
 def cloud_rollback(
     overrides:CloudArgument = None,
-    to:Annotated[str, typer.Option(help="A revision; without it the one before that works")] = "",
+    to:Annotated[str, typer.Option(help="A revision; default: the latest earlier one that works")] = "",
     yes:YesOption = False,
     dry_run:DryOption = False,
 )->None:

@@ -63,7 +63,7 @@ def print_shards(
         typer.echo(shards.split_note)
 
 # %% ../../nbs/cli/05_data.ipynb #e9abbf90
-data_app = typer.Typer(help="The images: what is there, and making it ready.", invoke_without_command=True)
+data_app = typer.Typer(help="The data set: what is there, and preparing it.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 
 @data_app.callback()
@@ -117,14 +117,14 @@ def prepare_recipe(
 @needs("train")
 def data_prepare(
     source:Annotated[str, typer.Option(
-        help="Zip or folder, kaggle, or deck; without it CARD_CLASSIFIER_DATA, else Kaggle")] = "",
-    folder:Annotated[str, typer.Option(help="Where the shards go; without it data/ of the checkout")] = "",
+        help="Zip or folder, kaggle, or deck; default: CARD_CLASSIFIER_DATA, else Kaggle")] = "",
+    folder:Annotated[str, typer.Option(help="Folder for the shards; default: data/ of the checkout")] = "",
     valid_fraction:Annotated[float, setting_option(DataSettings, "valid_fraction")] = DataSettings.valid_fraction,
     test_fraction:Annotated[float, setting_option(DataSettings, "test_fraction")] = DataSettings.test_fraction,
     split_seed:Annotated[int, setting_option(DataSettings, "split_seed")] = DataSettings.split_seed,
-    recipe:Annotated[str, typer.Option(help="Make ready what the stages of this recipe learn from")] = "",
+    recipe:Annotated[str, typer.Option(help="Prepare the data of all stages of this recipe")] = "",
 )->None:
-    "Makes shards of raw images: extracts, audits, packs. Goes on where it was interrupted; again, it does nothing."
+    "Audits raw images and packs them into shards. Goes on where it was interrupted; a second run changes nothing."
     from card_classifier.data.source import find_source
     root = checkout()
     if recipe:
@@ -151,7 +151,7 @@ def data_prepare(
 @one_line_errors
 @needs("train")
 def data_remote(
-    place:Annotated[str, typer.Argument(help="gs://BUCKET/PATH or a folder; without it, shows what is set")] = "",
+    place:Annotated[str, typer.Argument(help="gs://BUCKET/PATH or a folder; leave it out to see what is set")] = "",
 )->None:
     "Shows or sets where versions of the data are kept for others; written into .dvc/config."
     root = checkout()
@@ -183,7 +183,7 @@ def data_push()->None:
 @one_line_errors
 @needs("train")
 def data_pull(
-    force:Annotated[bool, typer.Option("--force", help="Replace images in data/ that no version holds")] = False,
+    force:Annotated[bool, typer.Option("--force", help="Replace images in data/ that belong to no version")] = False,
 )->None:
     "Gets the version that this commit names, from this machine's cache or else from the remote."
     root = checkout()
@@ -220,7 +220,7 @@ def print_difference(
 def data_diff(
     before:Annotated[str, typer.Argument(
         help="A git revision, a folder of shards, or raw images as a folder or zip")],
-    after:Annotated[str, typer.Argument(help="The same; without it, the data in data/")] = "",
+    after:Annotated[str, typer.Argument(help="What to compare it with; default: the data in data/")] = "",
     as_json:Annotated[bool, typer.Option("--json", help="All changes as JSON")] = False,
     page:Annotated[Path | None, typer.Option(help="Also write an HTML page with the pictures into this file")] = None,
 )->None:

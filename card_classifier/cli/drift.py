@@ -93,16 +93,16 @@ def say_next(
         typer.echo("next: card-classifier drift --page drift.html, and look at the pictures", err=True)
 
 # %% ../../nbs/cli/24_drift.ipynb #4c68ed41
-BundleOption = Annotated[str, typer.Option(help="The bundle in service, or a run; without it the released one")]
-LastOption = Annotated[int, typer.Option(min=1, max=5000, help="Look at so many pictures, the newest")]
+BundleOption = Annotated[str, typer.Option(help="The bundle in service, or a run; default: the released bundle")]
+LastOption = Annotated[int, typer.Option(min=1, max=5000, help="Compare this many of the newest pictures")]
 SinceOption = Annotated[datetime | None, typer.Option(
-    help="Look at what was answered at this time (UTC) or later, instead of the newest pictures")]
-UntilOption = Annotated[datetime | None, typer.Option(help="Only what was answered before this time (UTC)")]
+    help="Compare the pictures answered from this time (UTC) on, instead of the newest")]
+UntilOption = Annotated[datetime | None, typer.Option(help="Only answers before this time (UTC)")]
 RateOption = Annotated[float, typer.Option(min=.001, max=.5, help="Allowed rate of false alarms")]
-FewOption = Annotated[int, typer.Option(min=10, help="Fewer pictures are too few to tell")]
+FewOption = Annotated[int, typer.Option(min=10, help="Smallest number of pictures to judge by")]
 PageOption = Annotated[Path | None, typer.Option(help="Also write an HTML page here")]
 EvidentlyOption = Annotated[Path | None, typer.Option(help="Also write Evidently's report here")]
-JsonOption = Annotated[bool, typer.Option("--json", help="The report as JSON on standard output")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output")]
 
 # %% ../../nbs/cli/24_drift.ipynb #f0e3f91f
 drift_app = typer.Typer(
@@ -168,7 +168,7 @@ def answered_rows(
     return rows
 
 # %% ../../nbs/cli/24_drift.ipynb #c9067020
-PicturesOption = Annotated[int, typer.Option(min=1, help="So many pictures of each kind, at most")]
+PicturesOption = Annotated[int, typer.Option(min=1, help="At most this many pictures of each kind")]
 
 def evenly(
     photos:Any, # A sequence
@@ -212,7 +212,7 @@ def make_reference(
     pictures:PicturesOption = GateSettings.n_scenes,
     recipe:Annotated[str, typer.Option(help="For the bundle of this recipe, with as many pictures as it says")] = "",
 )->None:
-    "Gives a bundle the reference that drift is told against; its networks stay as they are."
+    "Gives a bundle the reference that drift is measured against. Its networks stay the same."
     import numpy as np
 
     from card_classifier.recognition.predictor import SMALL_PHOTO, Predictor
@@ -234,7 +234,7 @@ def make_reference(
     typer.echo("next: card-classifier drift")
 
 # %% ../../nbs/cli/24_drift.ipynb #9feb0f17
-RecipeFolder = Annotated[Path, typer.Option("--to", help="Where each check leaves a folder")]
+RecipeFolder = Annotated[Path, typer.Option("--to", help="Folder in which each check makes one of its own")]
 
 @drift_app.command("recipe")
 @one_line_errors

@@ -84,11 +84,11 @@ def keep_figures(
 @one_line_errors
 @needs("train")
 def evaluate_command(
-    what:Annotated[str, typer.Argument(help="A run, a bundle, or latest; without it the released bundle")] = "",
+    what:Annotated[str, typer.Argument(help="A run, a bundle, or latest; default: the released bundle")] = "",
     split:Annotated[str, typer.Option(help="train, valid or test")] = "test",
     data_folder:Annotated[str, typer.Option("--data",
-        help="A folder of shards; without it the ones that the bundle was made with")] = "",
-    to:Annotated[str, typer.Option(help="Where metrics.json goes; without it outputs/evaluations/… here")] = "",
+        help="A folder of shards; default: those that the bundle was made with")] = "",
+    to:Annotated[str, typer.Option(help="Folder for metrics.json; default: one under outputs/evaluations/")] = "",
     keep:Annotated[bool, typer.Option("--keep", help="Also write the figures into the bundle's description")] = False,
 )->None:
     "Measures a run or a bundle on a split: from file to answer, and its classifier alone, with intervals."

@@ -89,9 +89,10 @@ def run_row(
 def list_command(
     context:typer.Context,
     sort:Annotated[Order, typer.Option(help="What to sort by")] = Order.CREATED,
-    reverse:Annotated[bool, typer.Option("--reverse", help="Sort the other way round")] = False,
+    reverse:Annotated[bool, typer.Option("--reverse", help="Reverse the order")] = False,
     wanted:Annotated[list[str] | None, typer.Option("--filter", "-f",
-        help=f"Only what fits: train.seed=3, a state ({', '.join(STATES)}) or a part of the name; several: all of them")
+        help=f"Only matching runs: train.seed=3, a state ({', '.join(STATES)}) or a part of the name; "
+             "repeated, all must match")
     ] = None,
     as_json:Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 )->None:
@@ -129,7 +130,7 @@ def show_command(
         typer.echo(json.dumps(everything, ensure_ascii=False, indent=1))
         return
     version = info.told.get("code_version") or {}
-    code = (version.get("commit") or "unknown")[:12] + (" and changes in no commit" if version.get("is_dirty") else "")
+    code = (version.get("commit") or "unknown")[:12] + (" and uncommitted changes" if version.get("is_dirty") else "")
     rows = [("state", f"{info.state}: {info.words}"), ("created (UTC)", info.created), ("code", code),
         ("started from", info.metrics.get("weights") or ", ".join(info.parents) or "–"), *figure_rows([info])[1:]]
     noted = ("experiment", "sweep", "trial", "recipe", "stage")
@@ -149,7 +150,7 @@ def show_command(
 def compare_command(
     context:typer.Context,
     names:Annotated[list[str], typer.Argument(help="Two runs or more")],
-    to:Annotated[Path | None, typer.Option("--to", help="The page; without it one under outputs/comparisons/")] = None,
+    to:Annotated[Path | None, typer.Option("--to", help="The page; default: one under outputs/comparisons/")] = None,
     as_json:Annotated[bool, typer.Option("--json", help="Print JSON and write no page")] = False,
 )->None:
     "Shows what differs between runs, and writes a page with their learning curves."

@@ -126,13 +126,13 @@ def with_choices(
 # %% ../../nbs/cli/08_export.ipynb #d4a10051
 INT8_HELP = "Round the classifier to eight bits; refused unless it is as good on valid and really faster. " \
     "Opens the test split, once, to measure what is released"
-BF16_HELP = "Let processors that can compute in bfloat16 do so; refused as --int8 is. " \
-    "The detector always may: a rounded corner is as good"
+BF16_HELP = "Let processors that can compute in bfloat16 do so; refused unless it is as good on valid and really " \
+    "faster. The detector always may: it finds corners as well"
 ThresholdOption = Annotated[float, setting_option(ExportSettings, "detector_threshold", "--threshold")]
 WholeOption = Annotated[float, setting_option(ExportSettings, "whole_threshold", "--whole-threshold")]
 RejectOption = Annotated[float | None, typer.Option(
-    min=0, max=1, help="Smallest probability of a card that was found; without it what the run chose on valid")]
-OTHER_HELP = "A run, or a bundle, whose network goes in too: of the experiment"
+    min=0, max=1, help="Smallest probability of a card that was found; default: what the run chose on valid")]
+OTHER_HELP = "Add the network of this run or bundle, of the experiment"
 RECIPE_HELP = "Export what this recipe says, from its runs, to outputs/recipes/"
 
 # %% ../../nbs/cli/08_export.ipynb #66505898
@@ -162,7 +162,7 @@ def assembled(
 @needs("train")
 def export(
     run:Annotated[str, typer.Argument(help="A run: its name, a part of it, or latest")] = "",
-    to:Annotated[str, typer.Option(help="Folder for the bundle; without it the released one, in the package")] = "",
+    to:Annotated[str, typer.Option(help="Folder for the bundle; default: the released bundle's, in the package")] = "",
     detector:Annotated[str, typer.Option(help=f"{OTHER_HELP} detector")] = "",
     index_detector:Annotated[str, typer.Option(help=f"{OTHER_HELP} index_detector")] = "",
     index_reader:Annotated[str, typer.Option(help=f"{OTHER_HELP} index_reader")] = "",
@@ -173,7 +173,7 @@ def export(
     reject_below:RejectOption = None,
     recipe:Annotated[str, typer.Option(help=RECIPE_HELP)] = "",
 )->None:
-    "Copies the bundle of a run, checked, to where it is to be served from."
+    "Checks the bundle of a run and copies it to where it is served from."
     from card_classifier.bundle import released_folder, write_bundle
     if bool(run) == bool(recipe):
         raise CommandError("name a run, or a recipe with --recipe, whose runs and choices are exported")

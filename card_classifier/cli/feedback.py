@@ -159,7 +159,7 @@ def gather_proposals(
         report(done, done, "looking for cards")
         for said in row["feedback_cards"]: # Of the photo first, then of each card, which is the more exact word
             if said["card"] == NO_CARD:
-                aside["without a card, which is no class of the data"] += 1
+                aside["without a card, and the data has no class for that"] += 1
                 continue
             try:
                 found = proposals_of(opened, row, said)
@@ -272,13 +272,13 @@ def tell_version(
 @needs("serve,train")
 def data_from_records(
     database:Annotated[str, setting_option(ServeSettings, "database")] = ServeSettings.database,
-    since:Annotated[datetime | None, typer.Option(help="Only what was answered at this time (UTC) or later")] = None,
-    confirmed:Annotated[bool, typer.Option("--confirmed", help="Also photos whose answer people called right")] = False,
-    bundle:Annotated[str, typer.Option(help="Whose detector finds the cards; without it the released bundle")] = "",
-    review:Annotated[str, typer.Option(help="Folder to look at; without it outputs/from-records")] = "",
-    yes:Annotated[bool, typer.Option("--yes", help="Take what says yes in the review, without asking")] = False,
+    since:Annotated[datetime | None, typer.Option(help="Only answers from this time (UTC) on")] = None,
+    confirmed:Annotated[bool, typer.Option("--confirmed", help="Also take photos whose answer was confirmed")] = False,
+    bundle:Annotated[str, typer.Option(help="A bundle whose detector finds the cards; default: the released one")] = "",
+    review:Annotated[str, typer.Option(help="Folder for the review; default: outputs/from-records")] = "",
+    yes:Annotated[bool, typer.Option("--yes", help="Add what has a yes in the review, without asking")] = False,
 )->None:
-    "Turns corrected photos into training data: crops, a page and a table to look at, and a new version after a yes."
+    "Turns corrected photos into training data: cuts out cards, lets you review them, makes a new version of the data."
     from card_classifier.data.review import read_review, with_review
     root = checkout()
     folder = Path(review).resolve() if review else root/"outputs"/"from-records"

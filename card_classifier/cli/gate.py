@@ -330,7 +330,7 @@ def check_classes_named(
     from card_classifier.cli.terminal import CommandError
     unknown = [name for name in names if name not in CLASS_NAMES]
     if unknown:
-        raise CommandError(f"there is no class {unknown[0]!r}; classes are called such as {CLASS_NAMES[0]!r}")
+        raise CommandError(f"there is no class {unknown[0]!r}; a class is named for instance {CLASS_NAMES[0]!r}")
     return names
 
 def print_report(
@@ -348,9 +348,9 @@ def print_report(
     typer.echo(f"next: card-classifier promote {what} --stage staging")
 
 # %% ../../nbs/cli/20_gate.ipynb #67794911
-AGAINST_HELP = "What it is to replace: a bundle, a run, or none; without it what is in production, and while nothing " \
+AGAINST_HELP = "What it is to replace: a bundle, a run, or none; default: what is in production, or while nothing " \
     "is, the released bundle, unless the candidate learned from rendered decks"
-ACCEPT_HELP = "A class that may lose more than two validation images; several times for several classes"
+ACCEPT_HELP = "A class that may lose more than two validation images; may be repeated"
 
 @app.command()
 @one_line_errors
@@ -359,9 +359,9 @@ def gate(
     what:Annotated[str, typer.Argument(help="A run, a bundle, or latest")],
     against:Annotated[str, typer.Option(help=AGAINST_HELP)] = "",
     accept_class:Annotated[list[str] | None, typer.Option(help=ACCEPT_HELP)] = None,
-    as_json:Annotated[bool, typer.Option("--json", help="The report as JSON on standard output")] = False,
+    as_json:Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output")] = False,
 )->None:
-    "Judges whether a bundle may replace the one in production; refused, it ends with code 1."
+    "Judges whether a bundle may replace the one in production. Ends with code 1 if it may not."
     candidate = find_bundle(what)
     production = compared_with(against, candidate)
     accepted = check_classes_named(accept_class or [])

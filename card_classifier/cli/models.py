@@ -59,7 +59,7 @@ def move_words(
     "What a decision did, in words."
     record, nothing = move.tag.record, "the released bundle" if move.stage == "production" else ""
     before = record.get("before") or nothing
-    is_rollback, version = record.get("action") == "rollback", move.version or "a commit that is no version"
+    is_rollback, version = record.get("action") == "rollback", move.version or "a commit without a version"
     if move.is_leaving:
         return f"{version} out of {move.stage}{', rolled back' if is_rollback else ''}"
     return f"{version} {'back ' if is_rollback else ''}in {move.stage}{f', {before} before' if before else ''}"
@@ -101,7 +101,7 @@ app.add_typer(models_app, name="models")
 @one_line_errors
 def models(
     context:typer.Context,
-    as_json:Annotated[bool, typer.Option("--json", help="All that the tags say, as JSON")] = False,
+    as_json:Annotated[bool, typer.Option("--json", help="Print everything that the tags say, as JSON")] = False,
 )->None:
     "Lists the versions of the model with their stages and figures, and who promoted what, when and why."
     if context.invoked_subcommand:
@@ -116,7 +116,7 @@ def models(
         print_table("", columns, version_rows(registry))
         print_table("", ["", "when", "who", "what", "gate", "why"], move_rows(registry))
     if registry.in_stage("production") is None:
-        typer.echo("in production is the bundle that came with the package; "
+        typer.echo("the released bundle is in production; "
                    "promote another one with: card-classifier promote RUN --stage staging")
 
 # %% ../../nbs/cli/21_models.ipynb #e178c994
@@ -135,8 +135,8 @@ def sharing_words(
 )->str:        # Empty if there is no remote
     "What came of it. Raises `CommandError` if somebody else was quicker."
     if found.lost:
-        raise CommandError(f"another promotion was quicker at {found.remote}: {', '.join(found.lost)} "
-            "are set aside here, and what it promoted counts: look at card-classifier models, and promote again")
+        raise CommandError(f"somebody else promoted first at {found.remote}: {', '.join(found.lost)} are "
+            "set aside here. Look at card-classifier models, then promote again")
     if found.problem:
         return f"not shared yet: {found.problem}; try again with: {SYNC}"
     note = f"; note: others need to reach the bundles in {found.storage}" if found.storage else ""
@@ -169,7 +169,7 @@ def share_and_say(
 def models_sync(
     wandb_registry:WandbOption = RegistrySettings.wandb,
 )->None:
-    "Gets what others promoted, and shares what was promoted here and could not be shared at the time."
+    "Gets what others promoted, and shares what was promoted here and could not be shared then."
     from card_classifier.lifecycle.registry import check_repository
     root = checkout()
     check_repository(root)
@@ -182,7 +182,7 @@ def models_sync(
 @needs("train")
 def models_get(
     name:Annotated[str, typer.Argument(help="A version or a stage, such as v1.2.0 or production")],
-    to:Annotated[str, typer.Option(help="Folder for the bundle; a bundle that lies there is replaced")],
+    to:Annotated[str, typer.Option(help="Folder for the bundle; a bundle in it is replaced")],
     from_wandb:Annotated[bool, typer.Option("--from-wandb", help="By its alias at W&B; needs no git")] = False,
     wandb_registry:WandbOption = RegistrySettings.wandb,
 )->None:
@@ -259,7 +259,7 @@ def gate_words(
 
 # %% ../../nbs/cli/21_models.ipynb #e61d2856
 STAGE_HELP = "staging, or production"
-ACCEPT_HELP = "A class that the gate lets become worse; several times for several classes"
+ACCEPT_HELP = "A class that may become worse; may be repeated"
 REASON_HELP = "Why, in a sentence; it is recorded"
 
 def promoted_words(
@@ -288,7 +288,7 @@ def promote_command(
     accept_class:Annotated[list[str] | None, typer.Option(help=ACCEPT_HELP)] = None,
     wandb_registry:WandbOption = RegistrySettings.wandb,
 )->None:
-    "Puts a bundle into a stage if the gate lets it pass, as a version of its own unless it is one already."
+    "Puts a bundle into a stage if the gate lets it pass. A bundle that has no version yet gets one."
     from card_classifier.lifecycle.following import fetch_tags
     from card_classifier.lifecycle.promotion import Decision, check_decision, promote
     from card_classifier.lifecycle.registry import check_repository, read_registry
@@ -317,11 +317,11 @@ def rollback_command(
     reason:Annotated[str, typer.Option(help=REASON_HELP)] = "",
     wandb_registry:WandbOption = RegistrySettings.wandb,
 )->None:
-    "Puts the version before it back into a stage, at once and without asking the gate; a service follows."
+    "Puts the previous version back into a stage, at once and without the gate; a service follows."
     from card_classifier.lifecycle.promotion import rollback
     root, began = checkout(), time.perf_counter()
     done = rollback(root, stage, reason)
-    name = done.version or "the bundle that came with the package"
+    name = done.version or "the released bundle"
     seconds = time.perf_counter() - began
     typer.echo(f"{name} is in {stage} again, {done.before} is out ({seconds:.1f} s): {done.folder.relative_to(root)}")
     typer.echo("next: card-classifier models; a service that serves this stage follows by itself")

@@ -88,7 +88,7 @@ def phone_lines(
     except (UnicodeError, LookupError):
         pass
     if not settings.certificate:
-        return [*lines, "browsers let a page look through the camera over HTTPS only: add --https"]
+        return [*lines, "browsers allow the camera only over HTTPS: add --https"]
     return [*lines, "the phone asks once whether it may trust this certificate"]
 
 # %% ../../nbs/cli/14_nearby.ipynb #f9eaea5b
@@ -157,6 +157,6 @@ def with_certificate(
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate)
         except OSError as error: # Also what is no PEM, or has another certificate's key
             raise CommandError(
-                f"{settings.certificate} is no certificate with its key ({error.strerror or error}): "
+                f"{settings.certificate} is not a certificate with its key ({error.strerror or error}): "
                 "name a PEM file with both, or say --https alone") from None
     return settings

@@ -211,7 +211,7 @@ def standard_input()->bytes:
     "What is piped in. Raises `CommandError` if that is nothing or more than an image."
     from card_classifier.images import MAX_FILE_BYTES
     if sys.stdin is None or sys.stdin.isatty():
-        raise CommandError("- is standard input, and nothing is piped in: card-classifier predict - < photo.jpg")
+        raise CommandError("- reads standard input, and nothing is piped in: card-classifier predict - < photo.jpg")
     content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise CommandError(f"standard input has more than {MAX_FILE_BYTES >> 20} MiB: name the file instead")
@@ -243,17 +243,17 @@ def answers_about(
 # %% ../../nbs/cli/13_prediction.ipynb #d0a1f30b
 HANDS = ("hand", "hand by suit")
 HandOption = Annotated[bool, typer.Option("--hand", help="Print only the cards, as people write a hand")]
-BySuitOption = Annotated[bool, typer.Option("--by-suit", help="The same, sorted by suit and rank as in bridge")]
+BySuitOption = Annotated[bool, typer.Option("--by-suit", help="Like --hand, but sorted by suit and rank as in bridge")]
 OneDeckOption = Annotated[bool, typer.Option(
-    "--one-deck", help="One deck is on the table: no card but the joker is there twice")]
+    "--one-deck", help="All cards are from one deck: none but the joker can be there twice")]
 
 FilesArgument = Annotated[list[str], typer.Argument(
     help="Photos, folders, patterns in quotes, http(s) addresses, videos, the number of a camera, or - for "
         "standard input")]
 PerSecondOption = Annotated[float, typer.Option(
-    "--per-second", min=0.1, max=60, help="Frames of a video to look at in each second")]
+    "--per-second", min=0.1, max=60, help="Frames to read in each second of a video")]
 PrivateOption = Annotated[bool, typer.Option(
-    "--allow-private", help="Fetch from addresses of this machine and its network, too")]
+    "--allow-private", help="Also fetch from addresses of this machine and its network")]
 
 def hand_line(
     answer:dict,       # About one photo
@@ -353,12 +353,12 @@ def check_wishes(
 @one_line_errors
 def predict(
     files:FilesArgument,
-    as_json:Annotated[bool, typer.Option("--json", help="One JSON object a line")] = False,
-    csv:Annotated[str, typer.Option(help="A file for a table of all cards; - prints it")] = "",
-    save:Annotated[str, typer.Option(help="A folder for the photos with their cards outlined and named")] = "",
-    crops:Annotated[str, typer.Option(help="A folder for each card as a picture of its own")] = "",
-    bundle:Annotated[str, typer.Option(help="A bundle, a run, or latest; without it the released bundle")] = "",
-    top_k:Annotated[int, typer.Option("--top", min=1, max=53, help="How many of the best cards --json lists")] = 5,
+    as_json:Annotated[bool, typer.Option("--json", help="Print JSON, one line for each photo")] = False,
+    csv:Annotated[str, typer.Option(help="Write a table of all cards to this file; - prints it")] = "",
+    save:Annotated[str, typer.Option(help="Save the photos in this folder, with their cards outlined and named")] = "",
+    crops:Annotated[str, typer.Option(help="Save each card in this folder as a picture of its own")] = "",
+    bundle:Annotated[str, typer.Option(help="A bundle, a run, or latest; default: the released bundle")] = "",
+    top_k:Annotated[int, typer.Option("--top", min=1, max=53, help="Candidates that --json lists for each card")] = 5,
     hand:HandOption = False,
     sort_by_suit:BySuitOption = False,
     is_one_deck:OneDeckOption = False,
@@ -366,7 +366,7 @@ def predict(
     per_second:PerSecondOption = 5.0,
     allow_private:PrivateOption = False,
 )->None:
-    "Says which cards are on each photo, and how sure that is. The exit code counts unreadable photos, up to 100."
+    "Names the cards on each photo, with probabilities. The exit code is the number of unreadable photos, up to 100."
     sources, n_videos = find_sources(files)
     check_wishes(sources, csv, as_json, show)
     with nothing_begun():

@@ -18,7 +18,7 @@ from ..settings import ServeSettings
 
 # %% ../../nbs/cli/16_records.ipynb #fe33c9a9
 records_app = typer.Typer(
-    help="What was asked and answered: how much there is, export, retention.", invoke_without_command=True)
+    help="The records of what was answered: how many there are, export, retention.", invoke_without_command=True)
 app.add_typer(records_app, name="records")
 DatabaseOption = Annotated[str, setting_option(ServeSettings, "database")]
 
@@ -42,10 +42,10 @@ def show_records(
 @one_line_errors
 @needs("serve")
 def records_export(
-    file:Annotated[Path, typer.Argument(help="Ends in .csv or .parquet")],
+    file:Annotated[Path, typer.Argument(help="File to write, which ends in .csv or .parquet")],
     database:DatabaseOption = ServeSettings.database,
-    since:Annotated[datetime | None, typer.Option(help="Only what was answered at this time (UTC) or later")] = None,
-    until:Annotated[datetime | None, typer.Option(help="Only what was answered before this time (UTC)")] = None,
+    since:Annotated[datetime | None, typer.Option(help="Only answers from this time (UTC) on")] = None,
+    until:Annotated[datetime | None, typer.Option(help="Only answers before this time (UTC)")] = None,
     with_images:Annotated[bool, typer.Option(
         "--with-images", help="Also the images that were kept; Parquet only")] = False,
     overwrite:Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists")] = False,
@@ -82,7 +82,7 @@ def records_clean(
 def records_migrate(
     database:DatabaseOption = ServeSettings.database,
 )->None:
-    "Makes the tables of records, or brings them to what this release needs."
+    "Creates the tables of records, or updates them to this release."
     import sqlalchemy as sa
 
     from card_classifier.records.database import make_engine, migrate, schema_of, trouble_word

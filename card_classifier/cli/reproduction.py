@@ -317,7 +317,7 @@ def reproduce(
         help="A run or a bundle: its name, a part of it, or latest; or of the registry: v1.2.0, production")],
     yes:Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking")] = False,
     nearest:Annotated[bool, typer.Option("--nearest",
-        help="Where a run was made with changes in no commit, take the commit without them")] = False,
+        help="If a run was made with uncommitted changes, use its commit without them")] = False,
 )->None:
     "Makes a run, a bundle or a version again, with its own code, packages and data, and compares the figures."
     root = checkout()

@@ -74,7 +74,7 @@ def find_bundle(
         return promoted_bundle(checkout(), name.removeprefix(REGISTRY))[0]
     root = find_checkout()
     if root is None:
-        raise CommandError(f"{name} is no bundle: it has no {BUNDLE_FILE}")
+        raise CommandError(f"{name} is not a bundle: it has no {BUNDLE_FILE}")
     run = find_run(root/"outputs", name)
     if (run/"bundle"/BUNDLE_FILE).is_file():
         return run/"bundle"

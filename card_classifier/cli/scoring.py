@@ -77,7 +77,7 @@ def result_lines(
         yield (f"{result.pictures} in {duration(result.seconds)}, {result.pictures/result.seconds:.3g} a second "
                "without the start")
     if counts["others"]:
-        yield f"{counts['others']} files that are no pictures are left out"
+        yield f"{counts['others']} files that are not pictures are left out"
     for reason, number in result.reasons.most_common(MOST_REASONS):
         yield f"{number} x {visible(reason)}"
     if result.reasons:
@@ -101,7 +101,7 @@ SourceArgument = Annotated[str, typer.Argument(
     help="A folder, a tar, or an address such as gs://bucket/folder; its pictures and tars are found by content")]
 ToOption = Annotated[str, typer.Option("--to", help="A folder or an address in a bucket for the answers")]
 AddressOption = Annotated[str, typer.Option(
-    help="A Ray cluster: auto on one of its machines, or host:port; without it this machine. "
+    help="A Ray cluster: auto on one of its machines, or host:port; default: this machine. "
          "RAY_AUTH_TOKEN_PATH names the file with its token")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Workers, each with a core; 0: as many as there are cores")]
 
@@ -111,13 +111,13 @@ WorkersOption = Annotated[int, typer.Option(min=0, help="Workers, each with a co
 def score(
     source:SourceArgument,
     to:ToOption,
-    bundle:Annotated[str, typer.Option(help="A bundle, a run, or latest; without it the released bundle")] = "",
+    bundle:Annotated[str, typer.Option(help="A bundle, a run, or latest; default: the released bundle")] = "",
     address:AddressOption = "",
     workers:WorkersOption = 0,
-    top_k:Annotated[int, typer.Option("--top", min=1, max=53, help="How many of the best cards are kept for each")] = 5,
-    as_json:Annotated[bool, typer.Option("--json", help="What came of it as JSON on standard output")] = False,
+    top_k:Annotated[int, typer.Option("--top", min=1, max=53, help="How many candidates are kept for each card")] = 5,
+    as_json:Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output")] = False,
 )->None:
-    "Answers about all pictures of a folder, tars or a bucket, as Parquet; a second run goes on where one stopped."
+    "Reads all pictures of a folder, a tar or a bucket into Parquet files. Run again, it goes on where it stopped."
     from card_classifier.batch.score import score as score_all
     with pace_shown() as report:
         result = score_all(source, to, find_bundle(bundle), address, workers, top_k, report)

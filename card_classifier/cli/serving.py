@@ -34,7 +34,7 @@ def open_to_all(
     "What is said of a service that anybody may use."
     if settings.host.startswith(LOOPBACK) or os.environ.get("CARD_CLASSIFIER_API_KEYS"):
         return []
-    return ["everybody who reaches this machine may ask: set CARD_CLASSIFIER_API_KEYS, or put a proxy in front"]
+    return ["everyone who reaches this machine may use it: set CARD_CLASSIFIER_API_KEYS, or put a proxy in front"]
 
 # %% ../../nbs/cli/15_serving.ipynb #c9b9ae51
 def greeting(
@@ -47,11 +47,11 @@ def greeting(
     api = f"; try: curl --data-binary @photo.jpg {address}/v1/predict" if settings.has_api else ""
     lines = [f"serving at {address}{browser}{api}"]
     if trouble:
-        lines.append(f"answers are NOT recorded, because the database can't be used ({trouble}): see whether it runs, "
-                     "has room and lets this user in, or keep none with: --database none")
+        lines.append(f"answers are NOT recorded, because the database can't be used ({trouble}): check that it runs, "
+                     "has space and accepts this user, or switch recording off with --database none")
     elif settings.database not in ("", "none"):
         lines.append(
-            "answers are recorded; look at them with: card-classifier records, keep none with: --database none")
+            "answers are recorded; see them with card-classifier records, switch this off with --database none")
     return lines + open_to_all(settings)
 
 # %% ../../nbs/cli/15_serving.ipynb #5e1a0002
@@ -109,8 +109,8 @@ def share_for_an_hour(
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         say(f"there is NO public address: Gradio's tunnel can't be opened ({reason}); the service itself goes on")
         return
-    say(f"PUBLIC for {seconds/60:.0f} minutes: {address} - EVERYBODY who has this address may ask, and what they send "
-        "passes Gradio's servers; Ctrl-C ends it")
+    say(f"PUBLIC for {seconds/60:.0f} minutes: {address} - EVERYONE with this address can use the service, and what "
+        "they send passes Gradio's servers; Ctrl-C ends it")
     stopping.wait(seconds)
     if tunnel is not None:
         tunnel.proc, process = None, tunnel.proc
@@ -139,7 +139,7 @@ def serve(
     stopping = threading.Event()
     settings = with_certificate(with_bundle(settings, stopping))
     if settings.share and settings.certificate:
-        raise CommandError("--share has a certificate of its own: leave --https and --certificate away")
+        raise CommandError("--share has a certificate of its own: leave out --https and --certificate")
     hear_signals()
     from card_classifier.serving import server
     def say(started:server.Started)->None:

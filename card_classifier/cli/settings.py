@@ -60,7 +60,7 @@ def takes_settings(
 @one_line_errors
 @needs("train")
 def show_settings(
-    experiment:Annotated[str, typer.Argument(help="Of configs/experiment/; without one, the defaults")] = "",
+    experiment:Annotated[str, typer.Argument(help="A file in configs/experiment/, without .yaml; default: none")] = "",
     overrides:Annotated[list[str] | None, typer.Argument(help="For instance train.epochs=12")] = None,
 )->None:
     "Every setting with its value, what it may be, and what it means."

@@ -87,7 +87,7 @@ def source_of_address(
     try:
         parts = urlsplit(url)
     except ValueError as error: # Such as brackets that are no IPv6 address
-        return Source(url, FAILURE, "address", f"this is no web address: {error}")
+        return Source(url, FAILURE, "address", f"this is not a web address: {error}")
     if "@" in parts.netloc: # The name is shown and kept: without the password
         shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         return Source(shown, FAILURE, "address", "an address with a password is not fetched: "

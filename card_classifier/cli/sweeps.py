@@ -151,10 +151,10 @@ def run_sweep(
 @one_line_errors
 @needs("train")
 def sweep(
-    name:Annotated[str, typer.Argument(help="A file of configs/sweep/")],
+    name:Annotated[str, typer.Argument(help="A file in configs/sweep/, without .yaml")],
     overrides:Annotated[list[str] | None, typer.Argument(
-        help="What all trials share besides, for instance data.source=deck; the same each time")] = None,
-    trials:Annotated[int, typer.Option(min=0, help="Trials that are to end; 0: as the file says")] = 0,
+        help="Settings that all trials share, for instance data.source=deck; the same each time")] = None,
+    trials:Annotated[int, typer.Option(min=0, help="Trials to finish; 0: as many as the file says")] = 0,
     workers:Annotated[int, typer.Option(min=1, help="Processes that share the work")] = 1,
     status:Annotated[bool, typer.Option("--status", help="Show the trials and train nothing")] = False,
     best:Annotated[bool, typer.Option("--best", help="Show the best trial and its command, and train nothing")] = False,

@@ -292,7 +292,7 @@ def train(
     experiment:Annotated[str, typer.Option("--experiment", "-e", help=EXPERIMENT_HELP)] = "cpu",
     resume:Annotated[str, typer.Option(help="Go on with this run: its name, a part of it, or latest")] = "",
     recipe:Annotated[str, typer.Option(help="Train a stage of this recipe, a file in configs/recipes/")] = "",
-    stage:Annotated[str, typer.Option(help="Which stage of the recipe; its ancestors are trained before")] = "",
+    stage:Annotated[str, typer.Option(help="Stage of the recipe; those that it goes on from are trained first")] = "",
     multirun:Annotated[bool, typer.Option("--multirun", "-m",
         help="A run for each combination of values: train.learning_rate=0.001,0.002")] = False,
     ends_with_parent:Annotated[bool, typer.Option("--ends-with-parent", hidden=True)] = False, # For sweeps

@@ -34,7 +34,7 @@ def names_of(
     "What the files leave open. Raises `CloudError` for an image that can't be one."
     if not IMAGE.fullmatch(image):
         like = "europe-west4-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG"
-        raise CloudError(f"{image!r} is no image: it should be like {like}")
+        raise CloudError(f"{image!r} is not an image: it should look like {like}")
     return {"PROJECT": settings.project, "REGION": settings.region, "IMAGE": image, "BUCKET": settings.bucket,
             "SERVING_ACCOUNT": settings.serving_account, "CONCURRENCY": str(settings.concurrency),
             "MIN_INSTANCES": str(settings.min_instances), "MAX_INSTANCES": str(settings.max_instances)}

@@ -59,7 +59,7 @@ def read_job(
         told = json.loads(text)
         return Job(**told | {"settings": CloudSettings(**told["settings"])})
     except (ValueError, TypeError, KeyError, SettingsError) as error:
-        raise CloudError(f"this is no job of ours ({' '.join(str(error).split())[:100]})") from None
+        raise CloudError(f"this is not a job of this program ({' '.join(str(error).split())[:100]})") from None
 
 # %% ../../nbs/cloud/03_machine.ipynb #42d063ef
 STARTUP_FILE = Path(card_classifier.__file__).resolve().parent/"cloud"/"startup.sh"

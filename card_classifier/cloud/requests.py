@@ -207,7 +207,7 @@ def call(
     except ValueError:
         told = None
     if not isinstance(told, dict):
-        raise CloudError(f"{request.why or request.path}: the answer is no JSON object")
+        raise CloudError(f"{request.why or request.path}: the answer is not a JSON object")
     return told
 
 def find(

@@ -74,7 +74,7 @@ def read_decisions(
         raise SourceError(f"{file} can't be read ({error}); get it with card-classifier data pull --force") from error
     wrong = [one for one in found if one.card not in CLASS_NAMES or not re.fullmatch("[0-9a-f]{32}", one.request_id)]
     if wrong:
-        raise SourceError(f"{file}: {wrong[0].card!r} of {wrong[0].request_id!r} is no card of a record; mend the row")
+        raise SourceError(f"{file}: {wrong[0].card!r} of {wrong[0].request_id!r} is not a record's card; mend the row")
     return found
 
 def write_decisions(

@@ -84,7 +84,7 @@ def checked_remote(
         return wanted.rstrip("/")
     folder = Path(wanted).expanduser()
     if not wanted.strip() or folder.is_file():
-        raise VersionError(f"{wanted!r} is no folder: name one, or a bucket as gs://NAME")
+        raise VersionError(f"{wanted!r} is not a folder: name one, or a bucket as gs://NAME")
     return str(folder) if folder.is_absolute() else os.path.relpath(folder.resolve(), root/".dvc")
 
 def set_remote(

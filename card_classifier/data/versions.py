@@ -117,7 +117,7 @@ def pinned_at(
 )->tuple[str, str]: # Full commit, and the checksum in its `data.dvc`
     "Which data a revision pins. Raises `VersionError`."
     if run_git(root, "rev-parse", "--git-dir") is None:
-        raise VersionError(f"{revision}: no such file or folder, and {root} is no git clone, so it has no revisions")
+        raise VersionError(f"{revision}: no such file or folder, and {root} is not a git clone, so it has no revisions")
     commit = run_git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         is_shallow = (run_git(root, "rev-parse", "--is-shallow-repository") or "").strip() == "true"

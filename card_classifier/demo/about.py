@@ -164,7 +164,7 @@ def date_text(
 def data_text(
     data:dict, # Of a bundle
 )->str:        # Such as `cards (7,588 train, 265 valid images)`
-    "What the model learnt from."
+    "What the model learned from."
     name, counts = data.get("name", TEXTS["about"]["unknown"]), data.get("counts") or {}
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items() if is_number(count))
     return f"{name} ({TEXTS['about']['images'].format(images=images)})" if images else name

@@ -33,11 +33,13 @@ class Backend(Protocol):
     def answer(self,
         content:bytes, # Of one image file
         top_k:int=5,   # How many candidates
+        is_one_deck:bool=False, # Whether each card can be there only once
     )->dict:           # With `request_id` and `index`; a refusal is in its `error`
         "The answer to one photo."
 
     def look(self,
         content:bytes, # Of one picture of the camera
+        is_one_deck:bool=False, # Whether each card can be there only once
     )->dict:           # As `answer`
         "The answer to a picture that passes by: nothing is recorded."
 
@@ -59,19 +61,19 @@ class PredictorBackend:
         self.keeping, self.has_api = Keeping(is_recording=True), False
         self.corrections:list[Correction] = []
 
-    def answer(self, content:bytes, top_k:int=5)->dict:
+    def answer(self, content:bytes, top_k:int=5, is_one_deck:bool=False)->dict:
         "The predictor's answer; a photo that can't be read is refused with status 422."
         prediction, error = None, None
         try:
-            prediction = self.predictor.predict(content, top_k)
+            prediction = self.predictor.predict(content, top_k, is_one_deck=is_one_deck)
         except ImageError as problem:
             error = {"status": 422, "title": "Unreadable image", "detail": str(problem)}
         answer = file_answer("photo", prediction, self.info.model_version, error)
         return {"request_id": secrets.token_hex(16), "index": 0, **answer}
 
-    def look(self, content:bytes)->dict:
+    def look(self, content:bytes, is_one_deck:bool=False)->dict:
         "The same: there are no records."
-        return self.answer(content, top_k=1)
+        return self.answer(content, 1, is_one_deck)
 
     def feedback(self, correction:Correction)->str|None:
         "Adds to `corrections`."
@@ -86,10 +88,11 @@ def safe_answer(
     backend:Backend,    # Who answers
     content:bytes,      # Of one file
     is_live:bool=False, # Whether the picture only passes by
+    is_one_deck:bool=False, # Whether each card can be there only once
 )->dict:                # Perhaps with an `error`
     "The backend's answer; an exception becomes an `error` of status 500."
     try:
-        return backend.look(content) if is_live else backend.answer(content, top_k=5)
+        return backend.look(content, is_one_deck) if is_live else backend.answer(content, 5, is_one_deck)
     except Exception:
         log.exception("the demo got no answer")
         return file_answer("photo", None, "", {"status": 500, "title": "Internal error", "detail": ""})
@@ -110,9 +113,10 @@ def answer_photo(
     content:bytes,           # Of one file
     is_live:bool=False,      # Whether the picture only passes by
     needs_picture:bool=False,# Whether the browser can't show it
+    is_one_deck:bool=False,  # Whether each card can be there only once
 )->dict[str, Any]:           # Ready for JSON
     "What the page's script gets for a photo."
-    answer = safe_answer(backend, content, is_live)
+    answer = safe_answer(backend, content, is_live, is_one_deck)
     picture = picture_url(content) if needs_picture and not answer["error"] else None
     return page_answer(answer, backend.keeping.is_recording, is_live) | {"picture": picture}
 

@@ -305,11 +305,11 @@ class PhotoRoutes:
 
     async def answer_within(self, shares:Shares, request:Request, is_live:bool)->Response:
         "An answer, if the client has room left in its share."
-        needs_picture = request.query_params.get("picture") == "1"
+        needs_picture, is_one_deck = (request.query_params.get(name) == "1" for name in ("picture", "one_deck"))
         try:
             with shares.enter(client_of(request)):
                 content = await read_photo(request, self.backend.max_body)
-                asked = answer_photo, self.backend, content, is_live, needs_picture
+                asked = answer_photo, self.backend, content, is_live, needs_picture, is_one_deck
                 told = await asyncio.get_running_loop().run_in_executor(self.pool, *asked)
         except ShareTakenError:
             raise RefusedRequestError(429, TEXTS["gateway"]["busy"]) from None

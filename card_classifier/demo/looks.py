@@ -32,7 +32,7 @@ def icon_url()->str:
     return f"data:image/svg+xml,{quote(read_static('icon.svg'))}"
 
 # %% ../../nbs/demo/01_looks.ipynb #ec3ebb65
-SCRIPTS = ("common", "photos", "asking", "answer", "saving", "live", "one", "many")
+SCRIPTS = ("common", "photos", "deck", "asking", "answer", "saving", "live", "one", "many")
 TOLD_TEXTS = ("photo", "many", "refusals", "script", "correction")
 
 def head_html(

@@ -40,13 +40,13 @@ def read_static(
 # %% ../../nbs/demo/00_templates.ipynb #d3c737b1
 def percent(
     probability:float, # In [0, 1]
-)->str:                # Such as `97.3%`
+)->str:                # Such as `97%`, `98.7%` or `2.4%`
     "A probability in words that promise neither 0 nor 100 per cent."
     if probability >= .9995:
         return TEXTS["numbers"]["most"]
     if probability < .0005:
         return TEXTS["numbers"]["least"]
-    return f"{probability:.1%}"
+    return f"{probability:.0%}" if .095 <= probability < .985 else f"{probability:.1%}"
 
 # %% ../../nbs/demo/00_templates.ipynb #979566d4
 def counted(

@@ -133,7 +133,7 @@ def check_code(
     problems = [] if version else ["the version of the code that made it is not recorded"]
     doubts = []
     if version.endswith("+dirty"):
-        doubts.append(f"{version}: changes that were in no commit went into it")
+        doubts.append(f"{version}: uncommitted changes went into it")
     elif version and " " not in version:
         doubts.append(f"{version}: made outside of a checkout, so no commit is known")
     return gate_line("code", problems, doubts, version, code_version=version)

@@ -16,7 +16,7 @@ from .registry import ARTIFACT, STAGES, RegistryError, find_version, read_regist
 from .storage import lay_copy, registry_folder, version_folder
 
 # %% ../../nbs/lifecycle/12_following.ipynb #c406e69c
-RELEASED = "released" # Stands for the bundle that came with the package, where a version's name is expected
+RELEASED = "released" # Stands for the released bundle, where a version's name is expected
 
 def promoted_bundle(
     root:Path, # A checkout

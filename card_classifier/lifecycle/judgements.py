@@ -60,7 +60,7 @@ def check_answers(
     noticed = noticeable_loss(n, won, limits.significance)
     told = (f"{n_right} of {n} right, production {pairing.n_both + pairing.n_lost}; {pairing.n_lost} lost, "
             f"{pairing.n_won} won (p = {chance:.2g}); a loss of {100*limits.difference:g} points is noticed with "
-            f"{power:.0%}, one of {100*noticed:.1f} with 80 %")
+            f"{100*power:.0f} %, one of {100*noticed:.1f} with 80 %")
     problems, doubts = [told] if chance < limits.significance else [], []
     if limits.significance <= chance < limits.doubtful:
         doubts.append(f"{told}; probably worse, but one of several comparisons comes out like that by chance")

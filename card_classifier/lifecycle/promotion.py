@@ -155,7 +155,7 @@ def make_tags(
         except RegistryError:
             winner = taken_by(root, names)
             if winner:
-                raise TakenError(f"another promotion was quicker ({winner}); nothing was changed: look at it with "
+                raise TakenError(f"somebody else promoted first ({winner}); nothing was changed: look at it with "
                                  "card-classifier models, and promote again") from None
             if attempt == 9: # Another reason than a lock that somebody held for a moment
                 raise

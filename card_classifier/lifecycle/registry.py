@@ -57,8 +57,9 @@ def check_repository(
     except RegistryError as error:
         if "not a git repository" not in str(error):
             raise
-        raise RegistryError(f"the registry lives in git tags, and {root} is no git repository: git clone the project, "
-                            "or begin here with: git init && git add . && git commit -m 'First'") from None
+        raise RegistryError(f"the registry lives in git tags, and {root} is not a git repository: "
+                            "git clone the project, or begin here with: "
+                            "git init && git add . && git commit -m 'First'") from None
     if prefix:
         raise RegistryError(f"{root} is a folder inside another git repository, which would get the tags: "
                             "use a clone of the project itself")

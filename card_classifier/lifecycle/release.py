@@ -175,7 +175,7 @@ def parents(
     found = tuple(filter(None, named[-1].removeprefix(START_FROM).split("+"))) if named else ()
     for parent in found:
         if parent not in recipe.stages:
-            raise RecipeError(f"{recipe.name}: {stage} goes on from {parent!r}, which is no stage of the recipe; "
+            raise RecipeError(f"{recipe.name}: {stage} goes on from {parent!r}, which is not a stage of the recipe; "
                 f"there are: {', '.join(recipe.stages)}")
     return found
 

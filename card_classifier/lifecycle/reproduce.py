@@ -202,7 +202,7 @@ def check_commit(
 )->None:
     "Raises `ReproduceError` unless git can check out the code of a training."
     if git(root, "rev-parse", "--git-dir") is None:
-        raise ReproduceError(f"{root} is no git repository, or git is not installed: old code can't be checked out. "
+        raise ReproduceError(f"{root} is not a git repository, or git is not installed: old code can't be checked out. "
             "Clone the repository and copy the run's folder to its outputs/")
     if not training.commit:
         raise ReproduceError(f"the commit of {training.run} is not recorded: nobody knows with which code it was made. "
@@ -249,8 +249,8 @@ def check_code(
     if not training.is_dirty:
         return ""
     if training.code_sha256 and training.code_sha256 == code_sha256(folder):
-        return f"{training.run} was made with changes in no commit, but none of them was in the code that trains"
-    lost = f"{training.run} was made from {training.commit[:12]} with changes that are in no commit"
+        return f"{training.run} was made with uncommitted changes, but none of them was in the code that trains"
+    lost = f"{training.run} was made from {training.commit[:12]} with uncommitted changes"
     if not accepts_nearest:
         raise ReproduceError(f"{lost}: they are lost, and it can't be made again exactly. "
             "With --nearest it is made from that commit without them, and the figures may differ")

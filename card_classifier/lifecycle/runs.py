@@ -289,7 +289,7 @@ def read_run(
         told = read_run_file(folder) if folder.is_dir() else {}
         if told or (folder.is_dir() and NAMED_BY_TIME.match(folder.name)):
             return RunInfo(folder, BROKEN, f"half-written: it has no {SETTINGS_FILE}", created=moment_of(folder, told))
-        return RunInfo(folder, FOREIGN, "no run: a folder" if folder.is_dir() else "no run: a file")
+        return RunInfo(folder, FOREIGN, "not a run: a folder" if folder.is_dir() else "not a run: a file")
     info = RunInfo(folder, BROKEN, told=read_run_file(folder), experiment="")
     info.created, info.experiment = moment_of(folder, info.told), str(info.told.get("experiment") or "")
     try:
@@ -355,7 +355,7 @@ def check_removable(
 )->None:
     "Raises `RunError` unless a run may be removed."
     if info.state == FOREIGN:
-        raise RunError(f"{info.name} is no run, so it is not for this command to remove")
+        raise RunError(f"{info.name} is not a run, so this command does not remove it")
     if info.state == TRAINING:
         raise RunError(f"{info.name} is being trained; stop that first")
     for model, names in kept.items():

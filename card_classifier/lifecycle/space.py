@@ -182,7 +182,7 @@ def read_sweep(
     try:
         said = OmegaConf.to_container(OmegaConf.load(configs/"sweep"/f"{name}.yaml"))
     except YAMLError as error:
-        raise SettingsError(f"configs/sweep/{name}.yaml is no YAML: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"configs/sweep/{name}.yaml is not YAML: {' '.join(str(error).split())}") from None
     require(isinstance(said, dict), f"configs/sweep/{name}.yaml is a list: it needs names, and at least a space")
     space, fixed = said.pop("space", None), said.pop("fixed", [])
     require(bool(space) and isinstance(space, dict), f"configs/sweep/{name}.yaml needs a space: the settings to vary")

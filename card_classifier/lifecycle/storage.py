@@ -81,7 +81,7 @@ def quiet_dvc()->Iterator[None]:
     try:
         from dvc.exceptions import DvcException
     except ModuleNotFoundError:
-        raise RegistryError("to get a bundle of the registry needs DVC: pip install 'card_classifier[train]'") from None
+        raise RegistryError("getting a registered bundle needs DVC: pip install 'card_classifier[train]'") from None
     loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
     levels = [logger.level for logger in loggers]
     try:

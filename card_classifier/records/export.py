@@ -27,7 +27,7 @@ from card_classifier.records.schema import (
 )
 
 # %% ../../nbs/records/05_export.ipynb #9cc0e5e1
-NOT_USABLE = "the database of records can't be used ({}): see whether it runs, has room and lets this user in"
+NOT_USABLE = "the database of records can't be used ({}): check that it runs, has space and accepts this user"
 
 def bring_up_to_date(
     url:str, # See `database_url`
@@ -253,7 +253,7 @@ def check_export(
 
 def export_records(
     url:str,                     # See `database_url`
-    file:str|Path,               # Ends in .csv or .parquet
+    file:str|Path,               # File to write, which ends in .csv or .parquet
     since:datetime|None=None,    # Only what was answered at this time or later; without a zone it counts as UTC
     until:datetime|None=None,    # Only what was answered before this time
     with_images:bool=False,      # Whether kept images go into a column `image`; Parquet only

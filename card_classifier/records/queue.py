@@ -178,7 +178,7 @@ class QueueReader:
             return closes_at is not None and (not self.has_work() or time.monotonic() > closes_at)
 
 # %% ../../nbs/records/03_queue.ipynb #83626fc3
-STOPPING = "the service is being stopped: send the feedback again later"
+STOPPING = "the service is stopping: send the feedback again later"
 
 def settle_jobs(
     queue:RecordQueue,

@@ -109,7 +109,7 @@ class WriterState:
         return self.trouble or ("slow" if is_slow else None)
 
 # %% ../../nbs/records/04_writer.ipynb #ed52e911
-NOT_RECORDED = "no answer is recorded under this request id and index: they are in the answer to the request"
+NOT_RECORDED = "no answer is recorded under this request id and index: take both from the answer to the request"
 
 def away_error(
     trouble:str, # In a word
@@ -277,7 +277,7 @@ def start_writer(
 SEARCH_SECONDS = .5        # How long feedback looks for its answer, which another process may be about to write
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 NO_REQUEST = ("a request id has 32 hexadecimal digits, an index and a card's number count from 0: "
-              "all of them are in the answer to the request")
+              "take them from the answer to the request")
 MAX_NUMBER = 1000          # Of a card in feedback; no photo has more
 SLOW = ("the database of records is slow: the feedback may or may not have been stored, "
         "sending it again does no harm")
@@ -290,7 +290,7 @@ def check_feedback(
 )->None:
     "Raises `UnknownRequestError` for what can't be an answer's key, and `ValueError` for what is no card."
     if card not in CLASS_NAMES and card != NO_CARD:
-        raise ValueError(f"{card!r:.60} is no card: write it like {CLASS_NAMES[3]!r}, or {NO_CARD!r}")
+        raise ValueError(f"{card!r:.60} is not a card: write it like {CLASS_NAMES[3]!r}, or {NO_CARD!r}")
     is_id = isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id)
     is_number = isinstance(number, int) and WHOLE_PHOTO <= number <= MAX_NUMBER
     if not is_id or not is_number or not isinstance(index, int) or not 0 <= index < 2**31:

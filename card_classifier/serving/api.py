@@ -259,7 +259,7 @@ def told_drift(
 )->DriftReport:
     "Drift as a service's records tell it. Raises `Problem`."
     if service.drift is None:
-        raise Problem("no-records", "this service keeps no records to tell drift from")
+        raise Problem("no-records", "this service keeps no records to measure drift by")
     try:
         asked = WindowRequest(last, since, until)
     except RecordsError as error:
@@ -276,7 +276,7 @@ def told_drift(
         raise Problem("not-ready", "the bundle is being replaced: try again in a moment", retry_after=2) from None
 
 # %% ../../nbs/serving/11_api.ipynb #2617fe71
-LastPictures = Annotated[int, Query(ge=1, le=MAX_PICTURES, description="Look at so many pictures, the newest")]
+LastPictures = Annotated[int, Query(ge=1, le=MAX_PICTURES, description="Compare this many of the newest pictures")]
 Since = Annotated[datetime|None, Query(description="Instead: what was answered at this time or later; UTC if no zone")]
 Until = Annotated[datetime|None, Query(description="Only what was answered before this time")]
 

@@ -171,7 +171,7 @@ async def receive_in_bounds(
     except TimeoutError:
         if exchange.is_crowded_out:
             return await refuse(exchange, Problem("busy", CROWDED_OUT, retry_after=5))
-        late = f"after {allowed:.0f} seconds the request is not there: {settings.body_seconds:g} seconds are given, "
+        late = f"the request did not arrive in {allowed:.0f} seconds: {settings.body_seconds:g} seconds are allowed, "
         return await refuse(exchange, Problem("body-too-slow", late + f"and one more for every {SLOWEST_RATE:,} bytes"))
     exchange.patience = None
     exchange.n_bytes += len(message.get("body", b""))
@@ -277,7 +277,7 @@ class Guard:
             else:
                 await self.app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError: # The grace period is over
-            stopping = Problem("not-ready", "the service is being stopped", retry_after=2)
+            stopping = Problem("not-ready", "the service is stopping", retry_after=2)
             await refuse(exchange, stopping, linger_seconds=0)
             raise
         except ClientDisconnect:

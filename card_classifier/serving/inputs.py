@@ -159,7 +159,7 @@ def check_parameters(
             there_are = f"did you mean `{close[0]}`?" if close else f"there are {listed}" if known else "there are none"
             raise Problem("invalid-parameter", f"query.{name[:60]}: there is no such parameter here; {there_are}")
         if given.count(name) > 1:
-            raise Problem("invalid-parameter", f"query.{name}: it is there {given.count(name)} times, and one counts")
+            raise Problem("invalid-parameter", f"query.{name}: it is given {given.count(name)} times, and one counts")
 
 def ignored_fields(
     fields:Iterable[str], # Names in the form, without those of files

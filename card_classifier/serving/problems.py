@@ -21,7 +21,7 @@ PROBLEMS = {
     "not-found": (404, "There is nothing here"),
     "unknown-request": (404, "No such answer is recorded"),
     "no-records": (404, "This service keeps no records"),
-    "no-reference": (404, "The bundle carries nothing to tell drift against"),
+    "no-reference": (404, "The bundle carries no reference to measure drift against"),
     "method-not-allowed": (405, "This address takes another method"),
     "body-too-slow": (408, "The request took too long to arrive"),
     "body-too-large": (413, "The request is too large"),

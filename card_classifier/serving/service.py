@@ -61,7 +61,7 @@ class Lanes:
                 patience.remaining()
                 yield
         except StoppedError:
-            raise Problem("not-ready", "the service ends: try again in a moment", retry_after=5) from None
+            raise Problem("not-ready", "the service is stopping: try again in a moment", retry_after=5) from None
 
 # %% ../../nbs/serving/04_service.ipynb #8bc5d8c1
 @contextmanager

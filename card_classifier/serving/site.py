@@ -46,13 +46,15 @@ from ..settings import ServeSettings
 def look_at(
     service:Service,
     content:bytes, # A picture of the camera
+    is_one_deck:bool=False, # Whether each card can be there only once
 )->dict[str, Any]: # As a file is answered
     "What is seen in a picture that passes by; nothing is recorded, or counted as an answer."
     version = service.model.info.model_version
     try:
         with service.admission.enter() as slot:
             slot.hold(len(content))
-            prediction = service.pool.submit(service.model.predictor.predict, content, 1).result()
+            predict = service.model.predictor.predict
+            prediction = service.pool.submit(predict, content, 1, is_one_deck=is_one_deck).result()
     except ImageError as error:
         return outcome_answer("picture", image_problem(error), version)
     except Problem as problem:
@@ -73,29 +75,29 @@ class DemoService:
         "What the bundle in service says about itself."
         return self.service.model.info
 
-    def answer(self, content:bytes, top_k:int=5)->dict[str, Any]:
+    def answer(self, content:bytes, top_k:int=5, is_one_deck:bool=False)->dict[str, Any]:
         "One photo's answer, with `request_id` and `index`; a refusal stands under `error`."
         request_id = uuid.uuid4().hex
         try:
-            answer = self.answer_in_bounds(request_id, content, top_k)
+            answer = self.answer_in_bounds(request_id, content, top_k, is_one_deck)
         except Problem as problem:
             self.service.metrics.requests.refuse(problem.reason)
             answer = outcome_answer("photo", problem, self.info.model_version)
         return {"request_id": request_id, "index": 0, **answer}
 
-    def answer_in_bounds(self, request_id:str, content:bytes, top_k:int)->dict[str, Any]:
+    def answer_in_bounds(self, request_id:str, content:bytes, top_k:int, is_one_deck:bool)->dict[str, Any]:
         "One photo's answer. Raises `Problem`."
         if len(content) > self.max_body:
-            raise Problem("body-too-large", f"{len(content):,} bytes are too many: {self.max_body:,} are taken")
+            raise Problem("body-too-large", f"{len(content):,} bytes are too many: the limit is {self.max_body:,}")
         with self.service.admission.enter() as slot:
             slot.hold(len(content))
-            files = [SentFile("photo", content)]
-            answer, _ = self.service.pool.submit(answer_request, self.service, request_id, files, top_k).result()
+            asked = self.service, request_id, [SentFile("photo", content)], top_k
+            answer, _ = self.service.pool.submit(answer_request, *asked, is_one_deck=is_one_deck).result()
         return answer["predictions"][0]
 
-    def look(self, content:bytes)->dict[str, Any]:
+    def look(self, content:bytes, is_one_deck:bool=False)->dict[str, Any]:
         "The answer to a picture of the camera, which is not recorded."
-        return {"request_id": "", "index": 0, **look_at(self.service, content)}
+        return {"request_id": "", "index": 0, **look_at(self.service, content, is_one_deck)}
 
     def feedback(self, correction:Correction)->str|None: # None when stored, else a sentence for people
         "Records the right card."

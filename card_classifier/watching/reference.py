@@ -73,7 +73,7 @@ def unpacked_rows(
     try:
         stored = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise NoReferenceError(f"the reference is no table of numbers ({error}): make it again") from None
+        raise NoReferenceError(f"the reference is not a table of numbers ({error}): make it again") from None
     if stored.dtype != STORED_ROW or stored.ndim != 1 or not len(stored):
         raise NoReferenceError("the reference has other columns than this version of card_classifier: make it again")
     rows = np.zeros(len(stored), ROW)
@@ -121,7 +121,7 @@ def read_reference(
     "The reference of a bundle. Raises `NoReferenceError` if there is none, or one of another model."
     about, advice = info.reference, MAKE_ONE.format(folder)
     if not about:
-        raise NoReferenceError(f"the bundle {info.name} carries no reference to tell drift against: {advice}")
+        raise NoReferenceError(f"the bundle {info.name} carries no reference to measure drift against: {advice}")
     if about.get("model_version") != info.model_version:
         raise NoReferenceError(f"the reference in {folder} is of the model {about.get('model_version')}, "
                              f"the bundle holds {info.model_version}: {advice}")

@@ -36,7 +36,7 @@ class DriftWatch:
     )->DriftReport:
         "How it is, a few seconds ago at most. Raises `DriftBusyError`, and whatever `check_drift` raises."
         if not self.lock.acquire(timeout=PATIENCE_SECONDS):
-            raise DriftBusyError("drift is being told for others: try again in a moment")
+            raise DriftBusyError("drift is being measured for another request: try again in a moment")
         try:
             made, known = self.reports.get(asked, (None, None))
             if made is not None and time.monotonic() - made < FRESH_SECONDS:

@@ -4,7 +4,7 @@ usage: bundle.py BUNDLE
 
 The image's service is started with the bundle mounted, without a network's help and without the right to write to it.
 It must say that it serves this very bundle, answer photographs as the bundle itself does on this machine, keep its
-answers as the OpenAPI document describes them, refuse what is no picture, and end at SIGTERM.
+answers as the OpenAPI document describes them, refuse what is not a picture, and end at SIGTERM.
 """
 
 import json

@@ -62,7 +62,7 @@ class Client(HttpUser):
 
     @task(3)
     def text(self):
-        self.send("text", 415, data=b"this is no image")
+        self.send("text", 415, data=b"this is not an image")
 
     @task(3)
     def half(self):

@@ -30,9 +30,15 @@
     return response.json();
   };
 
+  // An address with what is asked for besides.
+  const addressOf = (path, {picture = false} = {}) => {
+    const wishes = [picture && 'picture=1', demo.isOneDeck() && 'one_deck=1'].filter(Boolean).join('&');
+    return wishes ? `${path}?${wishes}` : path;
+  };
+
   // The answer to a photo; a cancelled one throws.
   demo.ask = async (photo, signal) => {
-    const path = photo.url ? 'demo/answer' : 'demo/answer?picture=1';
+    const path = addressOf('demo/answer', {picture: !photo.url});
     let answer = null;
     for (let attempt = 1; attempt <= attempts; attempt += 1) {
       try {
@@ -51,7 +57,7 @@
   // What the camera sees; null where that was not answered.
   demo.look = async (blob, signal) => {
     try {
-      const answer = await ask('demo/look', blob, signal);
+      const answer = await ask(addressOf('demo/look'), blob, signal);
       return answer.status === 200 ? answer : null;
     } catch {
       return null;

@@ -5,7 +5,8 @@
 
   const leastSure = answer => {
     const clear = answer.cards.filter(card => card.is_clear).map(card => card.probability);
-    return clear.length ? `${Math.min(99.9, 100 * Math.min(...clear)).toFixed(1)}%` : '';
+    const percent = Math.min(99.9, 100 * Math.min(...clear));
+    return clear.length ? `${percent.toFixed(percent >= 9.5 && percent < 98.5 ? 0 : 1)}%` : '';
   };
 
   const newFigure = (number, name) => {
@@ -117,6 +118,21 @@
       askAll();
     };
 
+    const askAgain = () => {
+      if (!entries.length) return;
+      asked.abort();
+      asked = new AbortController();
+      for (const entry of entries) {
+        if (entry.photo.url?.startsWith('blob:')) URL.revokeObjectURL(entry.photo.url);
+        const figure = newFigure(entries.indexOf(entry) + 1, entry.photo.name);
+        entry.figure.replaceWith(figure);
+        Object.assign(entry, {figure, answer: null});
+      }
+      table.hidden = true;
+      tell();
+      askAll();
+    };
+
     // What is answered stays; what is not is taken out.
     const stop = () => {
       asked.abort();
@@ -156,6 +172,7 @@
       chooser.value = '';
     });
     demo.takesFiles(tab, stage, offer);
+    demo.followDeck(tab, askAgain);
     addEventListener('offline', () => say(stage, texts.script.offline));
     addEventListener('online', () => stage.querySelector('.notice').textContent === texts.script.offline && say(stage, ''));
     tab.dataset.isReady = true; // From here on the buttons do something

@@ -54,13 +54,16 @@
       demo.showPicture(hero, photo, null);
       const arrived = wait();
       demo.reveal(stage);
+      const isOneDeck = demo.isOneDeck();
       const said = await demo.ask(photo, signal).catch(() => null);
       arrived();
-      if (signal.aborted || !said) return;
+      if (signal.aborted || !said) return null;
+      if (isOneDeck !== demo.isOneDeck()) return askAbout(); // Turned while it was awaited
       answer = said;
       be(said.status === 200 ? 'answered' : 'refused');
       demo.showAnswer(hero, words, photo, said);
       demo.reveal(said.status === 200 ? stage : words);
+      return null;
     };
 
     const offer = async file => {
@@ -162,6 +165,7 @@
       if (button) example(button.dataset.example);
     });
     demo.takesFiles(tab, stage, files => offer(files[0]));
+    demo.followDeck(tab, () => tab.dataset.state === 'answered' && repeat());
     addEventListener('offline', () => say(stage, texts.script.offline));
     addEventListener('online', () => stage.querySelector('.notice').textContent === texts.script.offline && say(stage, ''));
     if (!navigator.onLine) say(stage, texts.script.offline);
