@@ -127,7 +127,7 @@ def test_names_with_spaces_and_other_scripts(tmp_path, tiny_bundle):
         (["train", "train.epochs=0"], "train.epochs must be at least 1"),
         (["train", "train.epoch=3"], "did you mean 'train.epochs'"),
         (["train", "model.arch=resnet9000"], "timm has no backbone 'resnet9000'"),
-        (["train", "--experiment", "huge"], "there are: adapt, cpu, detector, gpu, "),
+        (["train", "--experiment", "huge"], "there are: adapt, adapt_reader, cpu, detector, gpu, "),
         (["train", "--resume", "yesterday"], "there is no run 'yesterday'"),
         (["train", "data.source=nowhere.zip", "train.epochs=many"], "could not be converted to Integer"),
         (["evaluate", "no-such-run"], "there is no run 'no-such-run'"),

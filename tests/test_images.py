@@ -282,7 +282,7 @@ def test_what_is_kept_is_bounded_and_what_is_read_is_the_same_for_every_format()
         (b"RIFF\0\0\0\0WEBPVP8 ", BrokenImageError, "WebP"),
         (b"GIF89a", BrokenImageError, "GIF"),
         (b"II*\0", BrokenImageError, "TIFF"),
-        (bytes(1000), NotAnImageError, "no image"),
+        (bytes(1000), NotAnImageError, "not an image"),
         (b"8BPS\0\x01", NotAnImageError, "Photoshop"),
     ],
 )
