@@ -87,6 +87,24 @@ def test_predicting_loads_only_the_engine(tiny_bundle):
     )
 
 
+def test_many_threads_may_need_the_engine_first():
+    code = (
+        "import faulthandler, sys, threading\n"
+        "from card_classifier.recognition.engine import import_openvino\n"
+        "faulthandler.dump_traceback_later(60, exit=True)\n"  # Who hangs holds Python's lock: nothing else would end it
+        "sys.setswitchinterval(1e-6)\n"
+        "start = threading.Barrier(4)\n"
+        "def need():\n"
+        "    openvino = import_openvino()\n"
+        "    start.wait()\n"
+        "    openvino.Type.u8.to_dtype()\n"
+        "threads = [threading.Thread(target=need) for _ in range(4)]\n"
+        "[one.start() for one in threads]; [one.join() for one in threads]"
+    )
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_every_card_from_every_source(tiny_bundle, tmp_path, n_threads):
     predictor = Predictor(str(tiny_bundle), n_threads=n_threads)
