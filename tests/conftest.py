@@ -83,6 +83,13 @@ def tiny_info() -> BundleInfo:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory) -> Path:
+    "A folder for compiled networks, instead of the user's."
+    os.environ["CARD_CLASSIFIER_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
+    return Path(os.environ["CARD_CLASSIFIER_CACHE"])
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory, tiny_info) -> Path:
     "A bundle of 1 kB that recognises colours; not to be changed: copy it first."

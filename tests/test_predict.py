@@ -66,6 +66,28 @@ def test_every_name_is_shown_whole_and_harmless_in_every_encoding(odd, tiny_bund
     assert b"6 in " in result.stderr and b" a second" in result.stderr
 
 
+def test_compiled_networks_are_kept_and_never_needed(tmp_path):
+    photo = EXAMPLES / "three-cards.webp"
+
+    def answer(cache: object) -> list[dict]:
+        "The cards that `predict` names."
+        result = predict(photo, "--json", CARD_CLASSIFIER_CACHE=str(cache))
+        assert (result.returncode, result.stderr.count(b"\n")) == (0, 0), result.stderr
+        return json.loads(result.stdout)["cards"]
+
+    cache = tmp_path / "new" / "cache"
+    fresh = answer(cache)
+    kept = sorted(cache.iterdir())
+    assert len(kept) == len(list(released_bundle().glob("*.onnx"))) and answer(cache) == fresh
+    for number, file in enumerate(kept):  # Each broken in another way
+        content = bytearray(file.read_bytes())
+        if number:
+            content[number * len(content) // 5] ^= 1
+        file.write_bytes(content if number else b"")
+    assert answer(cache) == fresh and sorted(cache.iterdir()) == kept and kept[0].stat().st_size > 0
+    assert answer("") == answer("/proc/nowhere") == answer(kept[0]) == fresh
+
+
 def test_json_and_csv_keep_every_name(odd, tiny_bundle):
     table = odd.parent / "cards.csv"
     result = predict(odd, "--json", "--csv", table, "--bundle", tiny_bundle, PYTHONIOENCODING="cp1252")

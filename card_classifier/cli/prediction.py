@@ -370,8 +370,9 @@ def predict(
     sources, n_videos = find_sources(files)
     check_wishes(sources, csv, as_json, show)
     with nothing_begun():
+        from card_classifier.recognition.engine import engine_cache
         from card_classifier.recognition.predictor import Predictor
-        predictor = Predictor(find_bundle(bundle))
+        predictor = Predictor(find_bundle(bundle), cache=engine_cache())
     originals = [source.name for source in sources]
     folders = {name: PictureFolder(folder, originals) for name, folder in (("save", save), ("crops", crops)) if folder}
     job = Job(predictor, top_k, folders.get("save"), folders.get("crops"), allow_private, per_second, show,

@@ -45,6 +45,7 @@ class OpenBundle:
         engine:str=ENGINES[0],     # One of `ENGINES`
         max_pixels:int=MAX_PIXELS, # Largest photo in pixels; a larger one is refused
         decoder:Decoder|None=None, # Decodes the photos; None: one of its own
+        cache:Path|None=None,      # Folder in which compiled networks are kept, for a quicker start
     ):
         "Loads and verifies a bundle. Raises `BundleError` if it can't be used."
         if not isinstance(n_threads, int) or n_threads < 1:
@@ -56,7 +57,8 @@ class OpenBundle:
             network = self.info.networks.get(kind)
             ports = PORTS[kind](network.input_size) if network else []
             file = self.folder / network.file if network else None
-            return network and open_network(file, ports, n_threads, engine, network.precision, contents[kind])
+            return network and open_network(file, ports, n_threads, engine, network.precision, contents[kind],
+                cache)
 
         with ThreadPoolExecutor(2) as pool: # On two cores in two thirds of the time
             self.classifier, self.detector, self.index_detector, self.index_reader = pool.map(
