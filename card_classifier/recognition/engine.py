@@ -141,7 +141,7 @@ def open_openvino(
         if file:
             keep_compiled(compiled, file)
     check_ports(model, openvino_ports(compiled), ports)
-    own, n_outputs = threading.local(), len(compiled.outputs) # A request holds its own tensors, so each thread needs one
+    own, n_outputs = threading.local(), len(compiled.outputs) # A request holds its tensors, so each thread needs one
 
     def run(images:np.ndarray)->tuple[np.ndarray, ...]:
         if not hasattr(own, "request"):

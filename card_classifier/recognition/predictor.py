@@ -55,10 +55,8 @@ class OpenBundle:
 
         def opened(kind:str)->Network|None:
             network = self.info.networks.get(kind)
-            ports = PORTS[kind](network.input_size) if network else []
-            file = self.folder / network.file if network else None
-            return network and open_network(file, ports, n_threads, engine, network.precision, contents[kind],
-                cache)
+            return network and open_network(self.folder/network.file, PORTS[kind](network.input_size), n_threads,
+                engine, network.precision, contents[kind], cache)
 
         with ThreadPoolExecutor(2) as pool: # On two cores in two thirds of the time
             self.classifier, self.detector, self.index_detector, self.index_reader = pool.map(
