@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Box', 'LETTERS', 'PICTURES', 'random_box', 'draw_words', 'landscape', 'draw_creature', 'draw_title', 'draw_print',
-           'decorate', 'draw_sheet', 'flat_object', 'lay_flat_object', 'lay_object', 'cover_beyond_edge',
+           'decorate', 'draw_sheet', 'flat_object', 'lay_flat_object', 'lay_object', 'cover_beyond_edge', 'blurred',
            'cover_with_sheet', 'cover_with_solid', 'cover_card']
 
 # %% ../../nbs/render/07_objects.ipynb #df945b5f
@@ -273,6 +273,17 @@ def cover_beyond_edge(
     image[:] = np.clip(image*light[..., None]*(1 - opacity) + above*opacity, 0, 255).astype(np.uint8)
     return beyond > 0
 
+# %% ../../nbs/render/07_objects.ipynb #c0a1f411
+def blurred(
+    image:np.ndarray, # One channel, uint8
+    sigma:float,      # Pixels
+)->np.ndarray:        # Likewise
+    "A Gaussian blur; a wide one is made of a smaller image, which looks the same and takes a tenth of the time."
+    step = max(1, int(sigma/4))
+    small = cv2.resize(image, None, fx=1/step, fy=1/step, interpolation=cv2.INTER_AREA) if step > 1 else image
+    soft = cv2.GaussianBlur(small, (0, 0), sigma/step)
+    return cv2.resize(soft, image.shape[::-1]) if step > 1 else soft
+
 # %% ../../nbs/render/07_objects.ipynb #54309ab1
 def cover_with_sheet(
     image:np.ndarray,     # RGB, uint8; drawn into
@@ -307,7 +318,7 @@ def cover_with_solid(
         axes = diagonal*generator.uniform(0.12, 0.6, 2)
         centre, angle = np.int32(tip + direction*axes[0]).tolist(), math.degrees(math.atan2(direction[1], direction[0]))
         cv2.ellipse(mask, centre, np.int32(axes + 1).tolist(), angle, 0, 360, 255, -1, cv2.LINE_AA)
-    soft, softer = (cv2.GaussianBlur(mask, (0, 0), max(0.5, part*diagonal))[..., None] for part in (0.01, 0.1))
+    soft, softer = (blurred(mask, max(0.5, part*diagonal))[..., None] for part in (0.01, 0.1))
     opacity, shade = soft/255, np.float32(colour)*(0.6 + 0.6*softer/255) # Darker towards its rim, as what is not flat
     image[:] = np.clip(image*(1 - opacity) + shade*opacity, 0, 255).astype(np.uint8)
     return mask > 127

@@ -10,7 +10,7 @@ __all__ = ['SKELETONS', 'DRAWN', 'font_file', 'load_font', 'set_text', 'can_draw
 import math
 import tomllib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from itertools import pairwise
@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .canvas import SUBPIXEL_BITS, curve
 
 # %% ../../nbs/render/01_typefaces.ipynb #e9422f50
+@cache
 def font_file(
     name:str, # A TrueType font of Matplotlib without its ending, or one of an installed font package
 )->Path:
