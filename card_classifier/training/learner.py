@@ -118,7 +118,7 @@ def batch_names(self:Task, loader:DataLoader)->list[str]:
 
 @patch
 def start(self:Task)->tuple[nn.Module, Weights]:
-    "The network as training finds it: random, from ImageNet, or from other runs."
+    "The network before training: random, from ImageNet, or from other runs."
     seed_everything(self.settings.train.seed)
     network, weights = self.create_network()
     if self.settings.model.start_from:
@@ -133,12 +133,12 @@ def describe_data(self:Task)->dict:
 
 @patch
 def judge(self:Task, network:nn.Module)->dict[str, dict]:
-    "What is measured on validation data, with which choices are made."
+    "What is measured on validation data, by which choices are made."
     raise NotImplementedError
 
 @patch
 def judge_finally(self:Task, network:nn.Module, metrics:dict)->dict[str, dict]:
-    "What is measured on data that no choice may see, with what `judge` has fitted."
+    "What is measured on data that no choice may depend on, with what `judge` has fitted."
     raise NotImplementedError
 
 @patch(cls_method=True)
