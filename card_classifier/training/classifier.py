@@ -262,7 +262,7 @@ def compare_classifiers(
     network:nn.Module, # The one that was exported
     bundle:str|Path,   # Folder of the bundle
     images:np.ndarray, # uint8 (n, size, size, 3), RGB
-)->Parity:             # Whatever it is
+)->Parity:             # Not yet checked
     "Asks network and bundle about the same images. Raises `BundleError` for a bundle that is not sound."
     temperature = read_bundle(bundle).classifier.temperature
     logits = outputs_of_both(network, bundle, CLASSIFIER, images)
