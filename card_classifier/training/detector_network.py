@@ -59,7 +59,7 @@ def decode_corners(
     return torch.stack([first - down, second + up, first + down, second - up], dim=-2)
 
 # %% ../../nbs/training/08_detector_network.ipynb #0d01fccc
-MIN_VISIBLE = 0.3  # Fraction of a card that must be seen for it to be wanted
+MIN_VISIBLE = 0.3  # Fraction of a card that must be visible for it to be wanted
 MIN_IGNORED = 0.08 # Below, it is background
 
 def middle_of(
@@ -179,7 +179,7 @@ def detector_loss(
     targets:torch.Tensor, # From `make_target`, shape (n, 11, h, w)
     corner_weight:float=20.0, # How much the corners count beside the scores
 )->torch.Tensor:          # One number
-    "Focal loss of the scores and relative distance of the quadrilaterals."
+    "Focal loss of the scores and relative error of the quadrilaterals."
     return detection_loss(answers, targets, slice(4, 8), corner_weight)
 
 def corner_error(
