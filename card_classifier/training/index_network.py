@@ -23,7 +23,7 @@ N_INDEX_NUMBERS = 5
 def encode_outlines(
     outlines:np.ndarray, # Clockwise from each index's own top left, pixels, shape (n, 4, 2)
     places:np.ndarray,   # Relative to where, pixels, shape (n, 2)
-)->np.ndarray:           # Shape (n, 5): the middle, the way up, half the width
+)->np.ndarray:           # Shape (n, 5): the middle, the vector to the upper edge, half the width
     "Outlines as the network gives them."
     middle = outlines.mean(axis=1)
     up = (outlines[:, 0] + outlines[:, 1])/2 - middle
@@ -82,7 +82,7 @@ def make_index_target(
 
 # %% ../../nbs/training/10_index_network.ipynb #fa47189a
 class Convolution(nn.Sequential):
-    "A convolution of 3 x 3, normalised, and cut off below zero."
+    "A 3 x 3 convolution with batch normalisation and ReLU."
     def __init__(self,
         n_in:int,     # Channels in
         n_out:int,    # Channels out
@@ -112,7 +112,7 @@ def stage(
     return nn.Sequential(Convolution(n_in, n_out, 2), *(Residual(n_out) for _ in range(n_blocks)))
 
 # %% ../../nbs/training/10_index_network.ipynb #5ca68c36
-IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25) # Of networks that start from no others
+IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25) # Of networks without pretrained weights
 
 class IndexNetwork(nn.Module):
     "Normalised images (n, 3, size, size) to (n, 6, size/4, size/4): the score's logit and the five numbers."
@@ -147,7 +147,7 @@ def index_loss(
     targets:torch.Tensor, # From `make_index_target`, shape (n, 8, h, w)
     outline_weight:float=2.0, # How much the outlines count beside the scores
 )->torch.Tensor:          # One number
-    "Focal loss of the scores and relative distance of the outlines."
+    "Focal loss of the scores and relative error of the outlines."
     return detection_loss(answers, targets, slice(2, 4), outline_weight)
 
 def outline_error(
