@@ -151,7 +151,7 @@ def grey_thumbnail(
 # %% ../../nbs/data/02_audit.ipynb #98a87750
 @dataclass
 class FirstPass:
-    "What one pass over the images collects; one entry an image."
+    "What one pass over the images collects; one entry per image."
     checksums:list[str]               # SHA-256 of each file
     greys:np.ndarray                  # uint8, (n, 32 * 32); zeros for a corrupt image
     sizes:list[tuple[int, int]|None]  # (width, height); None for a corrupt image
@@ -272,7 +272,7 @@ def measure_pairs(
     candidates:list[tuple[int, int, bool]], # From `candidate_pairs`
     limit:float,             # Least correlation at 64 x 64 in colour
     progress:Progress|None,  # Called with (done, total, what)
-)->list[Pair]:               # Those that pass both correlations; one entry a pair, the better way round
+)->list[Pair]:               # Those that pass both correlations; one entry per pair, the better way round
     "Measures every candidate exactly."
     @lru_cache(maxsize=1024)
     def resized(index:int)->dict[int, np.ndarray]:
