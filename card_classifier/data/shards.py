@@ -72,7 +72,7 @@ def tar_member(
 
 def json_bytes(
     value:object,         # Dictionaries, lists, text and finite numbers
-    indent:int|None=None, # Spaces a level; None: one line
+    indent:int|None=None, # Spaces per level; None: one line
 )->bytes:
     "JSON with sorted keys, in ASCII: one value, one text."
     return (json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + "\n").encode("ascii")
