@@ -32,7 +32,7 @@ class CardLoader(DataLoader):
     def __init__(
         self,
         cached:CachedImages,                # The images
-        batch_size:int,                     # Images a batch
+        batch_size:int,                     # Images per batch
         mean:Sequence[float],               # Of each channel, in [0, 1], for normalisation
         std:Sequence[float],                # Of each channel
         settings:AugmentSettings|None=None, # How to vary; None: as they are
@@ -94,7 +94,7 @@ def make_dataloaders(
     train:CachedImages,       # Training images
     valid:CachedImages,       # Validation images, maybe of another size
     settings:AugmentSettings, # How training images are varied
-    batch_size:int=32,        # Images a training batch; validation takes twice as many
+    batch_size:int=32,        # Images per training batch; validation takes twice as many
     mean:Sequence[float]=(0.485, 0.456, 0.406), # Channel means, in [0, 1]; ImageNet's
     std:Sequence[float]=(0.229, 0.224, 0.225),  # Channel standard deviations; ImageNet's
     device:torch.device|str="cpu",              # Where batches go
@@ -115,8 +115,8 @@ class ComposedLoader(DataLoader):
 
     def __init__(
         self,
-        n_pictures:int,       # An epoch
-        batch_size:int,       # Pictures a batch
+        n_pictures:int,       # Per epoch
+        batch_size:int,       # Pictures per batch
         mean:Sequence[float], # Normalisation, of each channel, in [0, 1]
         std:Sequence[float],  # Likewise
         seed:int|None=None,   # None: new pictures in each epoch, from NumPy's generator
