@@ -46,7 +46,7 @@ class Checkpoint:
     averaged:dict[str, torch.Tensor]
     optimizer:list[dict]         # One dictionary of tensors and numbers per parameter
     hypers:list[dict]            # fastai's hyper-parameters of each group
-    history:list[dict] = field(default_factory=list) # One row an epoch
+    history:list[dict] = field(default_factory=list) # One row per epoch
 
 class CheckpointError(ValueError):
     "A checkpoint can't be used; the message says which and what to do."
@@ -123,7 +123,7 @@ def latest_checkpoint(
 def write_history(
     folder:Path,        # Of the run
     metric:str,         # Name of the task's metric in each row
-    history:list[dict], # One row an epoch
+    history:list[dict], # One row per epoch
 )->None:
     "Keeps the history so far for whoever watches the run; what isn't finite becomes null: JSON has no NaN."
     rows = [{name: None if isinstance(value, float) and not math.isfinite(value) else value
