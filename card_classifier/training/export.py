@@ -93,7 +93,7 @@ def strip_notes(
 def file_content(
     exported:Any, # An onnx ModelProto; changed
 )->bytes:         # The same graph always gives the same bytes
-    "A graph without notes and with small weights, as the content of a file."
+    "A graph without notes and with halved weights, as the content of a file."
     halve_weights(exported)
     strip_notes(exported.graph)
     exported.ClearField("metadata_props")
@@ -136,7 +136,7 @@ def onnx_bytes(
 )->bytes:                 # An ONNX file
     "A network with its normalisation as an ONNX file; the same weights give the same bytes. Raises `ExportError`."
     (input_name, _, shape), *outputs = ports
-    example = torch.zeros(n_images or 2, *shape, dtype=torch.uint8) # torch.export takes one for a constant
+    example = torch.zeros(n_images or 2, *shape, dtype=torch.uint8) # torch.export makes a batch of one a constant
     try:
         program = torch.onnx.export(
             TakesPixels(network, mean, std), (example,), dynamo=True, optimize=True, verbose=False, opset_version=OPSET,
