@@ -36,7 +36,7 @@ def jitter_corners(
     generator:np.random.Generator,
     spread:float=0.03,   # Standard deviation of each corner, as a fraction of the card's size
 )->np.ndarray:           # Shape (4, 2)
-    "Corners as a detector that is not perfect gives them, from either end."
+    "Corners as a detector gives them: a little off, and from either end."
     size = np.linalg.norm(corners[0] - corners[2])/1.7
     jittered = corners + generator.normal(0, spread, (4, 2))*size
     middle = jittered.mean(axis=0)
@@ -99,7 +99,7 @@ def part_of_object(
     return project(cv2.getPerspectiveTransform(square, np.float32(flat)), low + square*size)
 
 # %% ../../nbs/training/05_crops.ipynb #ab24069c
-MAX_IOU = 0.35 # With a card; beyond, a crop shows that card
+MAX_IOU = 0.35 # With a card; above, a crop counts as showing that card
 
 def lone_object(
     decks:Sequence[Deck],
