@@ -152,7 +152,7 @@ def answers(self:DetectionTask,
     loader:ComposedLoader, # For validation
     n_pictures:int,        # How many, from the first on
 )->list[tuple[Any, torch.Tensor, torch.Tensor]]: # Each picture with its answer, shape (1 + k, h, w), and target
-    "What the network says about pictures."
+    "The network's answers for pictures."
     device, found = next(network.parameters()).device, []
     for start in range(0, n_pictures, loader.bs):
         items = [loader.create_item(index) for index in range(start, min(start + loader.bs, n_pictures))]
