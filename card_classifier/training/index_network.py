@@ -49,7 +49,7 @@ def index_bump(
     outline:np.ndarray, # Of an index, pixels, shape (4, 2)
     places:np.ndarray,  # Shape (rows, columns, 2), pixels
 )->np.ndarray:          # Shape (rows, columns), from 0 to 1
-    "How nearly each place is the middle of an index."
+    "How near each place is to the middle of an index."
     smaller = min(np.linalg.norm(outline[1] - outline[0]), np.linalg.norm(outline[3] - outline[0]))
     spread = max(0.7*INDEX_STRIDE, 0.14*smaller)
     return np.exp(-((places - outline.mean(axis=0))**2).sum(-1)/(2*spread**2))
@@ -60,7 +60,7 @@ def make_index_target(
     is_readable:np.ndarray, # Whether it can be read, shape (n,), bool
     size:int,               # Side of the square image in pixels
 )->np.ndarray:              # Shape (8, size/4, size/4): score, five numbers, their weight, whether the score counts
-    "What the network is to say about a picture."
+    "The target for a picture."
     n = size//INDEX_STRIDE
     target = np.zeros((N_INDEX_NUMBERS + 3, n, n), np.float32)
     target[-1] = 1
@@ -121,7 +121,7 @@ class IndexNetwork(nn.Module):
     ):
         super().__init__()
         fine, middle, coarse = channels[1:]
-        self.pretrained_cfg = {"mean": IMAGE_MEAN, "std": IMAGE_STD} # From which timm tells the normalisation
+        self.pretrained_cfg = {"mean": IMAGE_MEAN, "std": IMAGE_STD} # timm reads the normalisation from it
         self.fine = nn.Sequential(Convolution(3, channels[0], 2), stage(channels[0], fine, 1))
         self.middle, self.coarse = stage(fine, middle, 2), stage(middle, coarse, 2)
         self.down = nn.Conv2d(coarse, middle, 1)
@@ -138,7 +138,7 @@ class IndexNetwork(nn.Module):
         return self.head(self.last(fine + interpolate(self.up(middle), scale_factor=2.0, mode="nearest")))
 
     def get_classifier(self)->nn.Module:
-        "What starts fresh, by the name that timm has for it."
+        "What starts from random weights, by timm's name for it."
         return self.head
 
 # %% ../../nbs/training/10_index_network.ipynb #1fee0a2f
