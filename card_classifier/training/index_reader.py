@@ -125,7 +125,7 @@ class ReaderNetwork(nn.Module):
     ):
         super().__init__()
         first, second, third, last = channels
-        self.pretrained_cfg = {"mean": IMAGE_MEAN, "std": IMAGE_STD} # From which timm tells the normalisation
+        self.pretrained_cfg = {"mean": IMAGE_MEAN, "std": IMAGE_STD} # timm reads the normalisation from it
         self.features = nn.Sequential(
             Convolution(3, first, 2), stage(first, second, 1), stage(second, third, 2), stage(third, last, 1))
         self.drop = nn.Dropout(drop_rate)
@@ -135,7 +135,7 @@ class ReaderNetwork(nn.Module):
         return self.head(self.drop(self.features(images).flatten(1)))
 
     def get_classifier(self)->nn.Module:
-        "What starts fresh, by the name that timm has for it."
+        "What starts from random weights, by timm's name for it."
         return self.head
 
 READER_SIZE = 64 # Pixels of a crop's side, which the network is made for
@@ -188,7 +188,7 @@ class CropLoader(ComposedLoader):
 READER_SEED = 79 # Of the pictures for validation
 
 class IndexReader(Task):
-    "Which card an index says."
+    "Which card an index names."
     name = INDEX_READER
     metric, metric_title = staticmethod(reading_accuracy), "Crops read rightly on valid"
     objective = ("valid", "accuracy")
@@ -263,7 +263,7 @@ def describe_data(self:IndexReader)->dict:
 def plot_batch(self:IndexReader,
     loader:CropLoader, # For training
 )->Any:                # A matplotlib Figure
-    "Crops of training, each with what it is to be taken for."
+    "Crops of training, each with its target."
     crops = [crop for index in range(8) for crop in loader.create_item(index)[1]][:24]
     return plot_named([image for image, _ in crops], [reading_name(target) for _, target in crops])
 
@@ -278,7 +278,7 @@ def reading_name(
 def answered_crops(self:IndexReader,
     network:nn.Module, # In evaluation mode
 )->tuple[np.ndarray, np.ndarray, np.ndarray]: # Crops (n, 64, 64, 3), logits (n, 54), classes (n,)
-    "What the network says about the crops for validation."
+    "The network's answers for the validation crops."
     loader = self.valid_loader(network)
     crops = [crop for index in range(self.settings.scenes.n_valid) for crop in loader.create_item(index)[1]]
     images, targets = np.stack([image for image, _ in crops]), np.array([target for _, target in crops])
@@ -358,5 +358,5 @@ def check_bundle(self:IndexReader, network:nn.Module, bundle:Path)->Parity:
     temperature = read_bundle(bundle).networks[self.name].temperature
     ours, theirs = (softmax(outputs[0], temperature) for outputs in outputs_of_both(network, bundle, self.name, images))
     gap, best = self.settings.export.max_probability_gap, ours.argmax(axis=1)
-    behind = theirs.max(axis=1) - theirs[np.arange(len(theirs)), best] # Of two that are as likely, either may be ahead
+    behind = theirs.max(axis=1) - theirs[np.arange(len(theirs)), best] # Of equally likely classes, any may be ahead
     return check_parity(Parity(len(images), int((behind > gap).sum()), float(np.abs(ours - theirs).max())), gap)
