@@ -87,7 +87,7 @@ def logits_in_batches(
     images:np.ndarray, # uint8 (n, size, size, 3)
     batch_size:int=16, # Images at a time
 )->np.ndarray:         # Shape (n, 53)
-    "What a network says about many images."
+    "A network's logits for many images."
     return np.concatenate([network(images[start:start + batch_size])[0] for start in range(0, len(images), batch_size)])
 
 def median_milliseconds(
