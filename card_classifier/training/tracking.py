@@ -61,7 +61,7 @@ class Tracking:
             return
         try:
             action()
-        except Exception as error: # Of whatever kind: a log is worth no run
+        except Exception as error: # Of whatever kind: no log is worth losing a run
             self.is_ended = ends_log
             self.problem = f"W&B failed{' and the run is logged no further' if ends_log else ''}: {reason(error)}"
             print(self.problem)
@@ -111,7 +111,7 @@ def start_tracking(
     for attempt in dict.fromkeys([mode, "offline"]):
         try:
             run = open_run(settings, folder, attempt, facts)
-        except Exception as error: # Of whatever kind: a log is worth no run
+        except Exception as error: # Of whatever kind: no log is worth losing a run
             problem = f"W&B can't be used {attempt}: {reason(error)}"
             print(problem)
             forget_runs()
