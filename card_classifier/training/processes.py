@@ -86,7 +86,7 @@ LOOPBACK = {"linux": "lo", "darwin": "lo0"} # The network interface on which glo
 
 def meet(
     part:Part,           # Which of them this is
-    file:Path,           # The same for all, not there before
+    file:Path,           # The same for all; must not exist yet
     device:torch.device, # On which this one computes
     timeout:float=600,   # Seconds after which a message that doesn't come is an error
 )->None:
@@ -242,7 +242,7 @@ def why_ended(
     process:subprocess.Popen, # Which has ended
     run:Path,                 # Folder of the run
 )->ProcessEndedError:
-    "What to tell of a process that has ended too early."
+    "The error for a process that has ended too early."
     code = process.returncode
     text = log_file(run, rank).read_text(encoding="utf-8", errors="replace").strip()
     last = text.splitlines()[-1] if text else "no word"
@@ -294,7 +294,7 @@ def stopped_at_last(
     others:list[subprocess.Popen], # Ranks 1, 2, …
     run:Path,                      # Folder of the run
 )->Iterator[None]:
-    "Ends the connections and the other processes, whatever happens; their logs stay if something has."
+    "Ends the connections and the other processes, whatever happens; their logs are kept if something failed."
     is_over = threading.Event()
     threading.Thread(target=cut_when_one_ends, args=(others, is_over), daemon=True).start()
     try:
