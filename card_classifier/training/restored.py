@@ -165,7 +165,7 @@ def restored_network(
     described:NetworkInfo, # A classifier or an index reader
     content:bytes,         # Its ONNX file
 )->nn.Module:
-    "A network with a bundle's weights. Raises `RuntimeError` or `ValueError` if it can't be had."
+    "A network with a bundle's weights. Raises `RuntimeError` or `ValueError` if it can't be restored."
     is_reader = described.architecture == "reader_network"
     pixels = rendered_indices() if is_reader else rendered_images(described.input_size)
     network = ReaderNetwork() if is_reader else timm.create_model(described.architecture, num_classes=len(CLASS_NAMES))
