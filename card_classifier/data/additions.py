@@ -81,7 +81,7 @@ def write_decisions(
     folder:Path,                   # Of the additions
     decisions:Iterable[Decision],  # All of them
 )->None:
-    "Writes the table, sorted, so that the same decisions are the same file."
+    "Writes the table, sorted, so that the same decisions give the same file."
     text = io.StringIO()
     rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     rows.writeheader()
@@ -93,7 +93,7 @@ def add_decisions(
     folder:Path,                                      # Of the additions; made when missing
     decided:list[tuple[Decision, Callable[[], bytes]]], # Each with its crop as a JPEG
 )->None:
-    "Adds what was decided: images first, then the table, then images that nothing names any more go."
+    "Adds what was decided: images first, then the table; images that no row names any more are removed."
     with hold_folder(folder):
         for decision, read in decided:
             if decision.is_taken:
