@@ -73,7 +73,7 @@ def warp(
     images:torch.Tensor,       # Float, shape (n, 3, h, w)
     homographies:torch.Tensor, # Shape (n, 3, 3), output place -> input place
 )->torch.Tensor:               # Same shape
-    "Each image through its homography, bilinear; beyond the edge, the edge's colour goes on."
+    "Each image through its homography, bilinear; beyond the edge, the edge's colour is repeated."
     n, _, height, width = images.shape
     identity = torch.eye(2, 3, device=images.device).expand(n, 2, 3)
     places = affine_grid(identity, [n, 3, height, width], align_corners=False)
@@ -131,7 +131,7 @@ def augment(
     images:torch.Tensor,      # Float in [0, 1], shape (n, 3, h, w)
     settings:AugmentSettings, # How far
 )->torch.Tensor:              # Same shape, in [0, 1]
-    "Training images, varied: geometry, colour, cover, noise."
+    "Training images, augmented: geometry, colour, cover, noise."
     n, device = len(images), images.device
     images = warp(images, random_homographies(n, settings, device))
     contrast = torch.exp(uniform(n, settings.light, device))
