@@ -44,7 +44,7 @@ class Remote:
         return "://" in self.url
 
 def read_config(
-    *files:Path, # Of DVC, the later ones count more; may be missing
+    *files:Path, # Of DVC, later ones take precedence; may be missing
 )->configparser.ConfigParser:
     "What DVC's configuration says. Raises `VersionError` if it can't be read."
     config = configparser.ConfigParser(interpolation=None, strict=False)
@@ -121,7 +121,7 @@ def explain_dvc(
     "Why DVC failed and what to do."
     lines = said.strip().splitlines() or ["nothing"]
     told = [line.strip() for line in lines if re.search("ERROR|WARNING", line)] or lines[-1:]
-    searched = "\n".join(told if "Traceback" in said else lines) # The code in a traceback speaks of every error
+    searched = "\n".join(told if "Traceback" in said else lines) # The code lines of a traceback mention every error
     for pattern, words in known_reasons():
         if re.search(pattern, searched, re.IGNORECASE):
             return words.format(remote=remote)
@@ -204,7 +204,7 @@ def push(
 
 def pull(
     root:Path,                   # The checkout
-    is_forced:bool=False,        # Whether data that no version holds may go
+    is_forced:bool=False,        # Whether data that no version holds may be overwritten
     progress:Progress|None=None, # Called with (done, total, what)
 )->int:                          # Files fetched
     "Gets the version of this commit, from the cache or else from the remote. Raises `VersionError`."
