@@ -96,7 +96,7 @@ def version_of_raw(
     title:str,                   # What people call it
     progress:Progress|None=None, # Called with (done, total, what)
 )->Version:
-    "The version that raw images are, before anything is left out."
+    "Raw images as a version, before anything is left out."
     return list_version(title, data_set.name, {image.path: image.read for image in data_set.images}, None, progress)
 
 # %% ../../nbs/data/10_versions.ipynb #2d217f9c
