@@ -122,7 +122,7 @@ def subpixels(self:Canvas,
 def thickness(self:Canvas,
     width:float, # Units
 )->int:          # Pixels, at least one
-    "How thick a line of this width is drawn."
+    "The thickness with which a line is drawn."
     return max(1, round(width*self.scale))
 
 @patch
