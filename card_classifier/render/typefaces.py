@@ -28,7 +28,7 @@ def font_file(
     name:str, # A TrueType font of Matplotlib without its ending, or one of an installed font package
 )->Path:
     "Where a typeface lies. Raises `FileNotFoundError` if there is none of that name."
-    import matplotlib # Here: it takes a while, and only who draws text needs it
+    import matplotlib # Imported here: it takes a while, and only text needs it
 
     file = Path(matplotlib.get_data_path())/"fonts"/"ttf"/f"{name}.ttf"
     if file.is_file():
