@@ -26,7 +26,7 @@ from .scenes import Scene, camera, place_cards
 from .styles import CARD_HEIGHT, CARD_WIDTH, DeckStyle, random_style
 
 # %% ../../nbs/render/09_composition.ipynb #0a564e86
-DECK_FACE_WIDTH = 160 # Pixels; larger cards in a scene are as blurred as a phone's
+DECK_FACE_WIDTH = 160 # Pixels; a card that is larger in a scene is blurred
 
 @dataclass(frozen=True)
 class Deck:
@@ -81,7 +81,7 @@ def photographed_deck(
     targets:Sequence[int],     # Class index of each
     back:np.ndarray,           # RGBA, of any deck
     width:int=DECK_FACE_WIDTH, # Pixels
-)->Deck:                       # Those images whose card fills them
+)->Deck:                       # Only images that their card fills
     "Cards cut out of photographs."
     suitable = [number for number in range(len(images)) if fills_image(images[number])]
     faces = tuple(face_from_image(images[number], width) for number in suitable)
@@ -181,13 +181,13 @@ def is_recognisable(
     visible:np.ndarray,       # Visible fraction of each card
     index_visible:np.ndarray, # Visible fraction of its better index
 )->np.ndarray:                # Bool, same shape
-    "Whether an index is seen whole, so that a card can be recognised of which little else is visible."
+    "Whether an index is seen whole, so that a card can be recognised even if little else is visible."
     return (index_visible >= MIN_VISIBLE_INDEX) & (visible >= MIN_WITH_INDEX)
 
 # %% ../../nbs/render/09_composition.ipynb #97ca1428
 @dataclass(frozen=True)
 class ComposedScene(Scene):
-    "A scene with what a classifier needs to know of it besides."
+    "A scene, and what else a classifier needs to know about it."
     index_visible:np.ndarray # Visible fraction of each card's better index, shape (n,), float32
     objects:np.ndarray       # Corners of flat things that are no card's face, shape (m, 4, 2), float32
 
