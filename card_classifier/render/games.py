@@ -42,13 +42,13 @@ def one_of(
     choices:list[str],
     generator:np.random.Generator,
 )->str:
-    "Any of them."
+    "One of the choices, at random."
     return choices[generator.integers(len(choices))]
 
 def strong_colour(
     generator:np.random.Generator,
 )->Colour:
-    "A colour of a toy: red, yellow, green, blue, or what lies between."
+    "A bright colour, as of a toy: red, yellow, green, blue, or one between."
     pixel = np.uint8([[[generator.integers(180), generator.integers(140, 256), generator.integers(110, 256)]]])
     return tuple(cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist())
 
