@@ -43,7 +43,7 @@ class CorruptImage:
 
 @dataclass(frozen=True)
 class OddSize:
-    "An image that has not the size of most."
+    "An image whose size differs from that of most."
     path:str   # Inside the data set
     width:int  # Pixels
     height:int # Pixels
@@ -122,7 +122,7 @@ class Audit:
     nearest:dict[str, tuple[str, float]] = field(default_factory=dict) # From `nearest_training_images`
     csv_problems:list[str] = field(default_factory=list)      # From the source
     strays:list[str] = field(default_factory=list)            # From the source
-    limits:dict[str, float] = field(default_factory=LIMITS.copy) # What all this was judged by
+    limits:dict[str, float] = field(default_factory=LIMITS.copy) # The thresholds of this audit
 
     @property
     def repeats(self)->list[Pair]:
@@ -151,7 +151,7 @@ def grey_thumbnail(
 # %% ../../nbs/data/02_audit.ipynb #98a87750
 @dataclass
 class FirstPass:
-    "What one pass over the images collects; one entry an image."
+    "What one pass over the images collects; one entry per image."
     checksums:list[str]               # SHA-256 of each file
     greys:np.ndarray                  # uint8, (n, 32 * 32); zeros for a corrupt image
     sizes:list[tuple[int, int]|None]  # (width, height); None for a corrupt image
@@ -208,7 +208,7 @@ def patch_gap(
     first:np.ndarray,  # RGB, uint8, (112, 112, 3)
     second:np.ndarray, # The same shape
 )->float:              # 0 for the same image; about 0.5 and more when a pip differs
-    "How much the patch that differs most differs, in standard deviations of the image."
+    "The difference of the worst patch, in standard deviations of the image."
     x, y = first.astype(np.int32), second.astype(np.int32)  # Wide enough for the squares of a whole patch
     margin, count = PATCH_SHIFT, (PATCH_IMAGE_SIZE - 2 * PATCH_SHIFT) // PATCH_SIZE
     inner = slice(margin, margin + count * PATCH_SIZE)
@@ -272,7 +272,7 @@ def measure_pairs(
     candidates:list[tuple[int, int, bool]], # From `candidate_pairs`
     limit:float,             # Least correlation at 64 x 64 in colour
     progress:Progress|None,  # Called with (done, total, what)
-)->list[Pair]:               # Those that pass both correlations; one entry a pair, the better way round
+)->list[Pair]:               # Those that pass both correlations; one entry per pair, the better way round
     "Measures every candidate exactly."
     @lru_cache(maxsize=1024)
     def resized(index:int)->dict[int, np.ndarray]:
@@ -311,7 +311,7 @@ def odd_sizes(
     images:list[RawImage],           # In sorted order
     sizes:list[tuple[int, int]|None],# (width, height) of each; None for a corrupt image
 )->list[OddSize]:                    # In the same order
-    "The images that have not the most frequent size; of several equally frequent ones the smallest counts."
+    "The images that don't have the most frequent size; of equally frequent ones the smallest counts as that."
     known = [size for size in sizes if size]
     usual = max(sorted(set(known)), key=known.count) if known else None
     return [OddSize(image.path, *size) for image, size in zip(images, sizes, strict=True) if size and size != usual]
@@ -322,7 +322,7 @@ def audit(
     progress:Progress|None=None, # Called with (done, total, what)
     repeat_correlation:float=REPEAT_CORRELATION, # Least correlation of two images that count as one picture
 )->Audit:                        # Everything found, the same on every machine
-    "Looks at every image and compares each with each."
+    "Looks at every image and compares all pairs."
     images = data_set.images
     seen = look_at_all(images, progress)
     result = Audit(len(images), raw_checksum(images, seen.checksums), seen.corrupt, odd_sizes(images, seen.sizes),

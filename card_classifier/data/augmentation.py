@@ -26,7 +26,7 @@ def as_uint8(
 
 def contact_sheet(
     images:np.ndarray, # uint8, shape (n, h, w, 3)
-    columns:int=10,    # Pictures a row
+    columns:int=10,    # Pictures per row
     gap:int=4,         # Pixels between pictures
 )->Image.Image:        # One picture; the last row is filled up with white
     "Many images as one picture."
@@ -52,7 +52,7 @@ def random_homographies(
     settings:AugmentSettings, # How far
     device:torch.device,      # Where
 )->torch.Tensor:              # Shape (n, 3, 3): output place -> input place, in [-1, 1] coordinates
-    "One perspective transformation an image, never a mirroring."
+    "One perspective transformation per image, never a mirroring."
     angle = uniform(n, settings.rotation, device)*(math.pi/180)
     angle = angle + (torch.rand(n, device=device) < settings.half_turn)*math.pi
     scale = torch.exp(uniform(n, math.log1p(settings.scale), device))
@@ -73,7 +73,7 @@ def warp(
     images:torch.Tensor,       # Float, shape (n, 3, h, w)
     homographies:torch.Tensor, # Shape (n, 3, 3), output place -> input place
 )->torch.Tensor:               # Same shape
-    "Each image through its homography, bilinear; beyond the edge, the edge's colour goes on."
+    "Each image through its homography, bilinear; beyond the edge, the edge's colour is repeated."
     n, _, height, width = images.shape
     identity = torch.eye(2, 3, device=images.device).expand(n, 2, 3)
     places = affine_grid(identity, [n, 3, height, width], align_corners=False)
@@ -88,7 +88,7 @@ def random_colour_matrices(
     settings:AugmentSettings, # How far
     device:torch.device,      # Where
 )->torch.Tensor:              # Shape (n, 3, 3)
-    "One linear change of colours an image."
+    "One linear change of colours per image."
     identity = torch.eye(3, device=device).expand(n, 3, 3)
     grey = torch.full((n, 3, 3), 1/3, device=device)
     cross = torch.tensor([[0., -1., 1.], [1., 0., -1.], [-1., 1., 0.]], device=device)/math.sqrt(3)
@@ -131,7 +131,7 @@ def augment(
     images:torch.Tensor,      # Float in [0, 1], shape (n, 3, h, w)
     settings:AugmentSettings, # How far
 )->torch.Tensor:              # Same shape, in [0, 1]
-    "Training images, varied: geometry, colour, cover, noise."
+    "Training images, augmented: geometry, colour, cover, noise."
     n, device = len(images), images.device
     images = warp(images, random_homographies(n, settings, device))
     contrast = torch.exp(uniform(n, settings.light, device))

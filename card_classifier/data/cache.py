@@ -27,7 +27,7 @@ from ..settings import DataSettings
 def short_name(
     *parts:object, # Whatever a thing depends on
 )->str:            # Eight hexadecimal digits
-    "A short name for one content."
+    "A short name that changes with any of the parts."
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
@@ -137,7 +137,7 @@ def cache_file(
     size:int,                 # Side in pixels
     folder:Path,              # Folder of the caches
 )->Path:                      # Where this cache lies
-    "One name for one content."
+    "A file whose name changes with its content."
     content = hashlib.sha256("\n".join([checksum, str(size), *(sample.path for sample in samples)]).encode())
     return Path(folder) / f"{content.hexdigest()[:16]}-{size}.npy"
 

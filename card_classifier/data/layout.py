@@ -71,7 +71,7 @@ class RawDataSet:
     csv_problems:list[str]  # Where `cards.csv` disagrees with the files
     kind:str = "real"       # `real`, or `deck` when our own renderer drew it: never to be mistaken for each other
     split_record:dict = field(default_factory=dict)  # How a flat folder was split; empty when it came with splits
-    additions:list[RawImage] = field(default_factory=list) # Training images from elsewhere, which no split is drawn of
+    additions:list[RawImage] = field(default_factory=list) # Training images from elsewhere, which are never split
     addition_record:list[dict] = field(default_factory=list) # Where each addition came from, ready for JSON
 
     @property

@@ -23,7 +23,7 @@ TEMPLATES = Path(card_classifier.__file__).resolve().parent/"data"/"templates"
 
 @functools.cache
 def page_templates()->Environment:
-    "The templates of this room; every value is escaped, and none may be missing."
+    "The templates of this folder; every value is escaped, and none may be missing."
     return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True)
 

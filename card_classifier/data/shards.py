@@ -72,9 +72,9 @@ def tar_member(
 
 def json_bytes(
     value:object,         # Dictionaries, lists, text and finite numbers
-    indent:int|None=None, # Spaces a level; None: one line
+    indent:int|None=None, # Spaces per level; None: one line
 )->bytes:
-    "JSON with sorted keys, in ASCII: one value, one text."
+    "JSON with sorted keys, in ASCII: the same value gives the same text."
     return (json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
 # %% ../../nbs/data/04_shards.ipynb #7b724205
@@ -95,7 +95,7 @@ def shard_blocks(
 def explain_disk_errors(
     folder:Path, # Of the shards, for the message
 )->Iterator[None]:
-    "Turns the errors of a disk into one line that says what to do: `ShardError`."
+    "Turns disk errors into one line that says what to do: `ShardError`."
     try:
         yield
     except OSError as error:

@@ -67,7 +67,7 @@ def check_member(
     zip_file:Path,          # For the message
     member:zipfile.ZipInfo, # One entry of the zip's directory
 )->None:
-    "Raises `SourceError` when a zip member could harm."
+    "Raises `SourceError` when a zip member could do harm."
     name = member.filename
     parts = name.replace("\\", "/").split("/")
     mode = member.external_attr >> 16

@@ -52,7 +52,7 @@ def turn_of(
     checksums:list[str], # SHA-256 of the files of one group
     seed:int,            # `data.split_seed`
 )->str:                  # Sorts groups into their order
-    "When it is a group's turn: by what its files hold and by the seed, not by their names."
+    "A group's place in the order, from the seed and what its files hold, not from their names."
     return hashlib.sha256(f"{seed}\t{min(checksums)}".encode()).hexdigest()
 
 # %% ../../nbs/data/03_splits.ipynb #5b1170b1

@@ -132,7 +132,7 @@ def run_tasks(
     if n_workers <= 1:
         yield from (render_images(*task) for task in tasks)
         return
-    # A fresh interpreter a worker: a fork of a process with threads (OpenCV, torch) can hang.
+    # A fresh interpreter for each worker: a fork of a process with threads (OpenCV, torch) can hang.
     context = get_context("spawn")
     with ProcessPoolExecutor(n_workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from pool.map(render_images, *zip(*tasks, strict=True))

@@ -138,7 +138,7 @@ def seen_fraction(
 # %% ../../nbs/render/12_hands.ipynb #4a7745c0
 @dataclass(frozen=True)
 class Hands:
-    "A picture of hands, and every index of it of which anything can be seen."
+    "A picture of hands, and every index of which any part is visible."
     image:np.ndarray        # RGB, shape (h, w, 3), uint8
     corners:np.ndarray      # Of each card that lies face up, the lowest first, shape (n, 4, 2), pixels
     cards:tuple[Card, ...]  # Which they are
@@ -190,7 +190,7 @@ def find_indices(
     laid:list[tuple[int, np.ndarray]], # From `lay_group`
     owners:np.ndarray,                 # Likewise
 )->tuple[np.ndarray, np.ndarray, np.ndarray]: # Outlines (m, 4, 2), number of the card in `laid` (m,), visible (m,)
-    "Every index of which anything can be seen."
+    "Every index of which any part is visible."
     found = []
     for number, (face, corners) in enumerate(laid):
         if face < 0 or not (owners == number).any():
@@ -236,7 +236,7 @@ def finish_hands(
     owners:np.ndarray,                 # Likewise
     generator:np.random.Generator,
 )->Hands:
-    "What lamp, lens and sensor make of hands on a table, with what is known about them."
+    "Develops a picture of hands, and lists its cards and indices."
     outlines, numbers, visible = find_indices(deck, laid, owners)
     image = develop(image, generator, generator.uniform(0.4, 1.5))
     image = dim(image, generator) if generator.random() < 0.12 else image

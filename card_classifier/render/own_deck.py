@@ -36,7 +36,7 @@ def save_deck(
 
 def read_faces(
     folder:Path,
-)->list[tuple[np.ndarray, int]]: # Straightened cards, uint8 (n, n, 3), RGB, and their numbers
+)->list[tuple[np.ndarray, int]]: # Straightened cards, uint8 (n, n, 3), RGB, and class indices
     "The faces of the deck in a folder. Raises `OwnDeckError`."
     files = sorted(Path(folder).glob("*.png"))
     if not files:

@@ -123,7 +123,7 @@ def blur(
 def film_grain(
     size:int=640,
 )->np.ndarray: # Shape (size, size, 3), float32 with unit variance
-    "Noise that photographs cut theirs from."
+    "Noise from which photographs cut their own."
     return np.random.default_rng(1839).standard_normal((size, size, 3), dtype=np.float32)
 
 def colour_curves(
@@ -193,7 +193,7 @@ def pose(
     width, height, angle, shift, depth = pose_numbers(generator, kind)
     corners = np.array([(-width, -height), (width, -height), (width, height), (-width, height)])/2
     corners *= 1 + generator.uniform(-depth, depth, (4, 2))
-    if generator.random() < 0.1: # Upside down is no other card
+    if generator.random() < 0.1: # Upside down it is the same card
         corners = -corners
     centre = np.array([0.5, 0.5]) + generator.uniform(-shift, shift, 2)
     if kind == "corner": # Keep the first index in the picture

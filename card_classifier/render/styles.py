@@ -124,7 +124,7 @@ class SuitShape:
 def coordinate(self:SuitShape,
     text:str, # Such as `0.6*belly+0.56`: a sum of products of numbers and proportions
 )->float:
-    "What a coordinate of an outline is with these proportions. Raises `ValueError` for any other text."
+    "The value of an outline's coordinate for these proportions. Raises `ValueError` for any other text."
     total = 0.0
     for sign, term in re.findall(r"([+-]?)([^+-]*)", text.strip())[:-1]:
         factors = [vars(self)[one] if one in PROPORTIONS else float(one) for one in term.split("*")]

@@ -75,7 +75,7 @@ def varied_images(
     seed:int,                # The same seed varies them in the same way
     times:int=4,             # How often each
 )->np.ndarray:               # uint8 (times*n, size, size, 3): all of them once, then all of them again, …
-    "Images as training varies them."
+    "Images as training augments them."
     seed_everything(seed)
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()/255
     return np.concatenate([as_uint8(augment(pixels.clone(), settings)) for _ in range(times)])
@@ -138,7 +138,7 @@ def plot_batch(self:Classifier,
     loader:DataLoader, # For training
     n:int=24,          # Images, from the end of the batch, where the crops stand
 )->Any:                # A matplotlib Figure
-    "Images of a training batch, each with the card it is to be taken for."
+    "Images of a training batch, each with its target."
     images, targets = next(iter(loader))
     shown = as_uint8(torch.Tensor(images[-n:])*loader.std + loader.mean)
     names = [CARDS[target].short_name if target >= 0 else "no card" for target in targets[-n:].tolist()]
@@ -157,7 +157,7 @@ def calibrate(
     targets:np.ndarray,    # Class indices, shape (n,)
     limits:ExportSettings, # max_rejected and highest_threshold
 )->tuple[float, float]:    # Temperature and rejection threshold
-    "What turns logits into answers. Raises `ValueError` for unusable logits."
+    "Fits what turns logits into answers. Raises `ValueError` for unusable logits."
     temperature = fit_temperature(logits, targets)
     highest = softmax(logits, temperature).max(axis=1)
     return temperature, choose_rejection_threshold(highest, limits.max_rejected, limits.highest_threshold)
@@ -262,7 +262,7 @@ def compare_classifiers(
     network:nn.Module, # The one that was exported
     bundle:str|Path,   # Folder of the bundle
     images:np.ndarray, # uint8 (n, size, size, 3), RGB
-)->Parity:             # Whatever it is
+)->Parity:             # Not yet checked
     "Asks network and bundle about the same images. Raises `BundleError` for a bundle that is not sound."
     temperature = read_bundle(bundle).classifier.temperature
     logits = outputs_of_both(network, bundle, CLASSIFIER, images)

@@ -59,7 +59,7 @@ def decode_corners(
     return torch.stack([first - down, second + up, first + down, second - up], dim=-2)
 
 # %% ../../nbs/training/08_detector_network.ipynb #0d01fccc
-MIN_VISIBLE = 0.3  # Fraction of a card that must be seen for it to be wanted
+MIN_VISIBLE = 0.3  # Fraction of a card that must be visible for it to be wanted
 MIN_IGNORED = 0.08 # Below, it is background
 
 def middle_of(
@@ -78,7 +78,7 @@ def make_target(
     visible:np.ndarray, # Fraction of each that is seen, shape (n,)
     size:int,           # Side of the square image in pixels
 )->np.ndarray:          # Shape (11, size/8, size/8): score, eight numbers, their weight, whether the score counts
-    "What the network is to say about a scene."
+    "The target for a scene."
     n = size//DETECTOR_STRIDE
     target = np.zeros((N_NUMBERS + 3, n, n), np.float32)
     target[-1] = 1
@@ -155,7 +155,7 @@ class CardDetector(nn.Module):
         return self.head(self.neck(*self.backbone(images)))
 
     def get_classifier(self)->nn.Module:
-        "What starts fresh, by the name that timm has for it."
+        "What starts from random weights, by timm's name for it."
         return nn.ModuleList([self.neck, self.head])
 
 def create_detector(
@@ -170,7 +170,7 @@ def create_detector(
     wanted = backbone.state_dict()
     backbone.load_state_dict({name: value for name, value in whole.state_dict().items() if name in wanted})
     detector = CardDetector(backbone)
-    detector.pretrained_cfg = whole.pretrained_cfg # From which timm tells the normalisation
+    detector.pretrained_cfg = whole.pretrained_cfg # timm reads the normalisation from it
     return detector, weights
 
 # %% ../../nbs/training/08_detector_network.ipynb #eca327f7
@@ -179,7 +179,7 @@ def detector_loss(
     targets:torch.Tensor, # From `make_target`, shape (n, 11, h, w)
     corner_weight:float=20.0, # How much the corners count beside the scores
 )->torch.Tensor:          # One number
-    "Focal loss of the scores and relative distance of the quadrilaterals."
+    "Focal loss of the scores and relative error of the quadrilaterals."
     return detection_loss(answers, targets, slice(4, 8), corner_weight)
 
 def corner_error(

@@ -23,7 +23,7 @@ N_INDEX_NUMBERS = 5
 def encode_outlines(
     outlines:np.ndarray, # Clockwise from each index's own top left, pixels, shape (n, 4, 2)
     places:np.ndarray,   # Relative to where, pixels, shape (n, 2)
-)->np.ndarray:           # Shape (n, 5): the middle, the way up, half the width
+)->np.ndarray:           # Shape (n, 5): the middle, the vector to the upper edge, half the width
     "Outlines as the network gives them."
     middle = outlines.mean(axis=1)
     up = (outlines[:, 0] + outlines[:, 1])/2 - middle
@@ -49,7 +49,7 @@ def index_bump(
     outline:np.ndarray, # Of an index, pixels, shape (4, 2)
     places:np.ndarray,  # Shape (rows, columns, 2), pixels
 )->np.ndarray:          # Shape (rows, columns), from 0 to 1
-    "How nearly each place is the middle of an index."
+    "How near each place is to the middle of an index."
     smaller = min(np.linalg.norm(outline[1] - outline[0]), np.linalg.norm(outline[3] - outline[0]))
     spread = max(0.7*INDEX_STRIDE, 0.14*smaller)
     return np.exp(-((places - outline.mean(axis=0))**2).sum(-1)/(2*spread**2))
@@ -60,7 +60,7 @@ def make_index_target(
     is_readable:np.ndarray, # Whether it can be read, shape (n,), bool
     size:int,               # Side of the square image in pixels
 )->np.ndarray:              # Shape (8, size/4, size/4): score, five numbers, their weight, whether the score counts
-    "What the network is to say about a picture."
+    "The target for a picture."
     n = size//INDEX_STRIDE
     target = np.zeros((N_INDEX_NUMBERS + 3, n, n), np.float32)
     target[-1] = 1
@@ -82,7 +82,7 @@ def make_index_target(
 
 # %% ../../nbs/training/10_index_network.ipynb #fa47189a
 class Convolution(nn.Sequential):
-    "A convolution of 3 x 3, normalised, and cut off below zero."
+    "A 3 x 3 convolution with batch normalisation and ReLU."
     def __init__(self,
         n_in:int,     # Channels in
         n_out:int,    # Channels out
@@ -112,7 +112,7 @@ def stage(
     return nn.Sequential(Convolution(n_in, n_out, 2), *(Residual(n_out) for _ in range(n_blocks)))
 
 # %% ../../nbs/training/10_index_network.ipynb #5ca68c36
-IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25) # Of networks that start from no others
+IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25) # Of networks without pretrained weights
 
 class IndexNetwork(nn.Module):
     "Normalised images (n, 3, size, size) to (n, 6, size/4, size/4): the score's logit and the five numbers."
@@ -121,7 +121,7 @@ class IndexNetwork(nn.Module):
     ):
         super().__init__()
         fine, middle, coarse = channels[1:]
-        self.pretrained_cfg = {"mean": IMAGE_MEAN, "std": IMAGE_STD} # From which timm tells the normalisation
+        self.pretrained_cfg = {"mean": IMAGE_MEAN, "std": IMAGE_STD} # timm reads the normalisation from it
         self.fine = nn.Sequential(Convolution(3, channels[0], 2), stage(channels[0], fine, 1))
         self.middle, self.coarse = stage(fine, middle, 2), stage(middle, coarse, 2)
         self.down = nn.Conv2d(coarse, middle, 1)
@@ -138,7 +138,7 @@ class IndexNetwork(nn.Module):
         return self.head(self.last(fine + interpolate(self.up(middle), scale_factor=2.0, mode="nearest")))
 
     def get_classifier(self)->nn.Module:
-        "What starts fresh, by the name that timm has for it."
+        "What starts from random weights, by timm's name for it."
         return self.head
 
 # %% ../../nbs/training/10_index_network.ipynb #1fee0a2f
@@ -147,7 +147,7 @@ def index_loss(
     targets:torch.Tensor, # From `make_index_target`, shape (n, 8, h, w)
     outline_weight:float=2.0, # How much the outlines count beside the scores
 )->torch.Tensor:          # One number
-    "Focal loss of the scores and relative distance of the outlines."
+    "Focal loss of the scores and relative error of the outlines."
     return detection_loss(answers, targets, slice(2, 4), outline_weight)
 
 def outline_error(

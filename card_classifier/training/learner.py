@@ -71,7 +71,7 @@ def choose_precision(
 
 # %% ../../nbs/training/04_learner.ipynb #6a62cce4
 class Task:
-    "One network's work: what it learns from, what counts as wrong, how it is judged and shipped."
+    "One network's work: its data, its loss, and how it is evaluated and shipped."
     name = ""              # Of the network in a bundle, and in `model.task`
     metric:Callable        # Of answers and targets, in [0, 1]; its name and value stand in each epoch's row
     metric_title = ""      # What it measures, for a plot
@@ -102,7 +102,7 @@ class Task:
         raise NotImplementedError
 
     def loss(self, answers:torch.Tensor, targets:torch.Tensor)->torch.Tensor:
-        "How wrong the network's answers are, to be made smaller."
+        "How wrong the network's answers are, to be minimised."
         raise NotImplementedError
 
 # %% ../../nbs/training/04_learner.ipynb #c1d8ac8b
@@ -118,7 +118,7 @@ def batch_names(self:Task, loader:DataLoader)->list[str]:
 
 @patch
 def start(self:Task)->tuple[nn.Module, Weights]:
-    "The network as training finds it: random, from ImageNet, or from other runs."
+    "The network before training: random, from ImageNet, or from other runs."
     seed_everything(self.settings.train.seed)
     network, weights = self.create_network()
     if self.settings.model.start_from:
@@ -133,12 +133,12 @@ def describe_data(self:Task)->dict:
 
 @patch
 def judge(self:Task, network:nn.Module)->dict[str, dict]:
-    "What is measured on validation data, with which choices are made."
+    "What is measured on validation data, by which choices are made."
     raise NotImplementedError
 
 @patch
 def judge_finally(self:Task, network:nn.Module, metrics:dict)->dict[str, dict]:
-    "What is measured on data that no choice may see, with what `judge` has fitted."
+    "What is measured on data that no choice may depend on, with what `judge` has fitted."
     raise NotImplementedError
 
 @patch(cls_method=True)
@@ -169,7 +169,7 @@ def predictions(self:Task, network:nn.Module, metrics:dict)->list[dict]:
 
 @patch
 def confusion(self:Task, metrics:dict)->list[tuple[str, str, int]]:
-    "What valid images showed, what the network took it for, and how often; without what never happened."
+    "What valid images showed, what the network took it for, and how often; what never happened is left out."
     raise NotImplementedError
 
 @patch
@@ -237,7 +237,7 @@ def train(
     folder:Path,         # Of the run: checkpoints and progress go there
     callbacks:tuple[Callback, ...]=(), # Further ones, such as W&B's
     is_first:bool=True,  # Whether this process keeps the record; of several that train together, one does
-)->list[dict]:           # History: one row an epoch, those before an interruption included
+)->list[dict]:           # History: one row per epoch, those before an interruption included
     "Trains until all epochs are done, from the latest checkpoint in `folder` if there is one."
     checkpoint, problems = latest_checkpoint(folder)
     for problem in problems:
@@ -254,7 +254,7 @@ def train(
             learner.fit_one_cycle(
                 settings.train.epochs, lr_max=slice(rate*settings.train.backbone_rate, rate),
                 pct_start=settings.train.warm_up, start_epoch=len(history), reset_opt=False)
-    elif is_first and not checkpoint: # Nothing is to be trained; other runs may go on from this one all the same
+    elif is_first and not checkpoint: # Nothing to train, but other runs may start from this one
         weights = learner.model.state_dict()
         save_checkpoint(folder, Checkpoint(0, weights, weights, [], []))
     return history

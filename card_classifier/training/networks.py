@@ -23,7 +23,7 @@ from ..settings import OWN_NETWORKS, ModelSettings, SettingsError
 def check_arch(
     arch:str, # Name of a timm backbone, without a tag such as `.ra4_e3600_r224_in1k`, or of a network of ours
 )->None:
-    "Raises `SettingsError` with the nearest names unless timm or we know `arch`."
+    "Raises `SettingsError` with the nearest names unless `arch` is a timm backbone or a network of ours."
     if arch in OWN_NETWORKS or timm.is_model(arch):
         return
     nearest = difflib.get_close_matches(arch, timm.list_models(), n=3, cutoff=0.4)
@@ -39,7 +39,7 @@ class Weights:
 
     @property
     def is_pretrained(self)->bool:
-        "Whether the network starts from something that was learned."
+        "Whether the network starts from trained weights."
         return self.origin != "random"
 
 # %% ../../nbs/training/00_networks.ipynb #561b8b52
@@ -89,7 +89,7 @@ def create_model(
 )->tuple[nn.Module, Weights]: # The network with 53 outputs, and where its weights came from
     "A timm network for the 53 cards. Raises `SettingsError` for an unknown name or an unusable weights file."
     check_arch(settings.arch)
-    wants_weights = settings.pretrained and not settings.start_from # What other runs replace need not be downloaded
+    wants_weights = settings.pretrained and not settings.start_from # Else another run's weights replace them
     found = pretrained_model(settings) if wants_weights else None
     if found:
         return found

@@ -53,7 +53,7 @@ class Part:
         n_items:int,    # Items in all
         batch_size:int, # Items of a batch
     )->list[int]:       # Numbers of this process's items
-        "Every so manieth batch, whole."
+        "Every `n_ranks`-th batch, whole."
         batches = [range(start, min(start + batch_size, n_items)) for start in range(0, n_items, batch_size)]
         return [number for batch in batches[self.rank::self.n_ranks] for number in batch]
 
@@ -86,7 +86,7 @@ LOOPBACK = {"linux": "lo", "darwin": "lo0"} # The network interface on which glo
 
 def meet(
     part:Part,           # Which of them this is
-    file:Path,           # The same for all, not there before
+    file:Path,           # The same for all; must not exist yet
     device:torch.device, # On which this one computes
     timeout:float=600,   # Seconds after which a message that doesn't come is an error
 )->None:
@@ -129,7 +129,7 @@ def averaged(
 def buffers_of(
     network:torch.nn.Module,
 )->list[torch.Tensor]: # Of floats, such as the statistics of batch normalisation
-    "What a network keeps beside its weights."
+    "Statistics that a network keeps beside its weights."
     return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
 
 def taken_over(
@@ -182,7 +182,7 @@ class ShareWork(Callback):
 # %% ../../nbs/training/16_processes.ipynb #744116f1
 def end_with_the_first()->None:
     "Ends this process as soon as the one that started it has ended."
-    os.read(0, 1) # Not through Python's own buffer, whose lock would be missed at the end
+    os.read(0, 1) # Not `sys.stdin`, whose lock a thread must not hold when Python ends
     os._exit(1)
 
 def take_part(
@@ -191,7 +191,7 @@ def take_part(
     meeting:str, # Folder with the file where the processes meet, and where each says that it is ready
     rank:str,    # Of this process, from 1
 )->None:
-    "What each process but the first does: trains along and keeps nothing."
+    "What each process but the first does: trains along and keeps no record."
     threading.Thread(target=end_with_the_first, daemon=True).start()
     settings = load_settings(Path(run))
     part, device = Part(int(rank), settings.train.processes), device_of(settings, int(rank))
@@ -242,7 +242,7 @@ def why_ended(
     process:subprocess.Popen, # Which has ended
     run:Path,                 # Folder of the run
 )->ProcessEndedError:
-    "What to tell of a process that has ended too early."
+    "The error for a process that has ended too early."
     code = process.returncode
     text = log_file(run, rank).read_text(encoding="utf-8", errors="replace").strip()
     last = text.splitlines()[-1] if text else "no word"
@@ -294,7 +294,7 @@ def stopped_at_last(
     others:list[subprocess.Popen], # Ranks 1, 2, …
     run:Path,                      # Folder of the run
 )->Iterator[None]:
-    "Ends the connections and the other processes, whatever happens; their logs stay if something has."
+    "Ends the connections and the other processes, whatever happens; their logs are kept if something failed."
     is_over = threading.Event()
     threading.Thread(target=cut_when_one_ends, args=(others, is_over), daemon=True).start()
     try:

@@ -53,15 +53,15 @@ class Tracking:
     is_ended:bool = False # Whether nothing more is logged
 
     def attempt(self,
-        action:Callable[[], Any], # Speaks with W&B
+        action:Callable[[], Any], # Calls W&B
         ends_log:bool=True,       # Whether nothing more is logged if it fails
     )->None:
-        "Does something at W&B. If it fails, that is said, and the training goes on."
+        "Calls W&B. A failure is printed, and the training goes on."
         if self.run is None or self.is_ended:
             return
         try:
             action()
-        except Exception as error: # Of whatever kind: a log is worth no run
+        except Exception as error: # Of whatever kind: no log is worth losing a run
             self.is_ended = ends_log
             self.problem = f"W&B failed{' and the run is logged no further' if ends_log else ''}: {reason(error)}"
             print(self.problem)
@@ -79,7 +79,7 @@ def open_run(
     mode:str,          # online or offline
     facts:dict,        # What else is known, for the config
 )->Any:                # W&B's run
-    "Begins, or goes on with, a run at W&B."
+    "Starts or resumes a run at W&B."
     import wandb
     os.environ["WANDB_SILENT"] = "true"
     wait = settings.tracking.wait_seconds
@@ -94,7 +94,7 @@ def open_run(
 
 # %% ../../nbs/training/15_tracking.ipynb #43cb2012
 def forget_runs()->None:
-    "Ends W&B's own process, which holds on to a run that could not be begun."
+    "Ends W&B's own process, which holds on to a run that could not be started."
     import wandb
     with contextlib.suppress(Exception): # Of whatever kind: it is ended, or will not be used
         wandb.teardown(exit_code=1)
@@ -111,7 +111,7 @@ def start_tracking(
     for attempt in dict.fromkeys([mode, "offline"]):
         try:
             run = open_run(settings, folder, attempt, facts)
-        except Exception as error: # Of whatever kind: a log is worth no run
+        except Exception as error: # Of whatever kind: no log is worth losing a run
             problem = f"W&B can't be used {attempt}: {reason(error)}"
             print(problem)
             forget_runs()
@@ -179,7 +179,7 @@ def log_results(self:Tracking,
     predictions:list[dict],  # From `Task.predictions`
     figures:Path,            # Folder of the figures that were drawn
 )->None:
-    "Logs what came of a run: the figures first, which need no answer of W&B, then pictures and tables."
+    "Logs a run's results: the figures first, which need no answer from W&B, then plots and tables."
     part, name = task.objective
     figure = metrics[part][name]
     value = figure["accuracy"] if isinstance(figure, dict) else figure # A ratio has an interval beside it
