@@ -171,7 +171,7 @@ class RunInfo:
     folder:Path
     state:str              # One of `STATES`
     words:str = ""         # How far it is, or what is wrong
-    task:str = ""          # classifier or detector
+    task:str = ""          # Such as classifier or detector
     experiment:str = ""
     created:str = ""       # UTC, ISO 8601
     data:str = ""          # Name and kind of what it learned from
