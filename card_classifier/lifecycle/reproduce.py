@@ -358,7 +358,7 @@ def numbers_in(
     told:Any,       # Nested figures
     where:str="",   # Of them
 )->Iterator[tuple[str, float]]: # By their dotted names
-    "Every number that no clock decides."
+    "Every number that is not a time or a size."
     if isinstance(told, dict):
         for key, inner in told.items():
             if key not in CLOCKS and key != "ancestors":
