@@ -49,7 +49,7 @@ def fit_temperature(
     logits:np.ndarray,  # Logits of the validation split, shape (n, n_classes)
     targets:np.ndarray, # Right class indices, shape (n,)
     n_classes:int=len(CARDS),
-)->float:               # Within `TEMPERATURES`; above 1 the network was too sure, below 1 not sure enough
+)->float:               # Within `TEMPERATURES`; above 1 the network was overconfident, below 1 underconfident
     "The temperature with the smallest loss (Guo et al. 2017) that doesn't claim more than n images can show."
     logits, targets = check_logits(logits, targets, n_classes)
     lowest = lowest_temperature(logits)

@@ -41,7 +41,7 @@ def chance_of_loss(
     n_lost:int, # Images that only the first model gets right
     n_won:int,  # Images that only the second gets right
 )->float:       # In (0, 1]
-    "How likely at least so many losses are if the second model is no worse: exact one-sided McNemar test."
+    "How likely at least as many losses are if the second model is no worse: exact one-sided McNemar test."
     n = n_lost + n_won
     return sum(math.comb(n, lost) for lost in range(n_lost, n + 1))/2**n
 
@@ -157,7 +157,7 @@ def chance_of_class_loss(
     n_classes:int,
     seed:int=0,
 )->float:               # In (0, 1]; the observed loss counts as one of the draws, so it is never 0
-    "How often some class loses at least so many images if differences fall on images at random."
+    "How often some class loses at least `loss` images if differences fall on images at random."
     generator, reached = np.random.default_rng(seed), 0
     for _ in range(N_DRAWS):
         chosen = generator.choice(len(targets), n_different, replace=False)

@@ -412,7 +412,7 @@ def iou_matrix(
 def photo_row(
     path:str,                   # Of the photograph
     matches:np.ndarray,         # From `match_detections`, shape (n_cards,)
-    correct:Sequence[bool],     # Whether each card was found and named rightly, shape (n_cards,)
+    correct:Sequence[bool],     # Whether each card was found and classified correctly, shape (n_cards,)
     n_detections:int,           # How many detections were accepted
 )->dict:                        # path, n cards, n_found, n_correct, n_false
     "What happened to the cards of one photograph."
@@ -431,7 +431,7 @@ def photo_row(
 def detection_metrics(
     rows:Sequence[dict], # From `photo_row`
 )->dict:                 # Accuracy with interval, n_found, n_false, recall and precision with intervals, photographs
-    "Recall, precision and the cards that were named rightly, over many photographs."
+    "Recall, precision and the cards that were classified correctly, over many photographs."
     n, n_found, n_false = (sum(row[name] for row in rows) for name in ("n", "n_found", "n_false"))
     return accuracy_with_interval(sum(row["n_correct"] for row in rows), n) | {
         "n_found": n_found,
