@@ -21,7 +21,7 @@ class DriftBusyError(ValueError):
     "Drift is being computed for another request; it is worth trying again."
 
 class DriftWatch:
-    "Tells drift for one service."
+    "Computes the drift of one service."
     def __init__(
         self,
         url:str,                     # Of its database of records

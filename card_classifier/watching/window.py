@@ -27,7 +27,7 @@ FUTURE = timedelta(minutes=5)    # Clocks of several machines may differ so much
 @dataclass(frozen=True)
 class WindowRequest:
     "Which pictures to look at. Raises `RecordsError` for what can't be meant."
-    last:int = 200               # The newest so many, at least 1
+    last:int = 200               # This many of the newest, at least 1
     since:datetime|None = None   # Instead: all that were answered at this time or later; without a zone it is UTC
     until:datetime|None = None   # Only what was answered before this time
     now:datetime|None = None     # What is later than this lies in the future; None: the present time
@@ -67,7 +67,7 @@ def sample_condition(
 
 def window_query(
     conditions:list[sa.ColumnElement[bool]], # Of `time_conditions`
-    n_rows:int,                              # At most so many
+    n_rows:int,                              # At most
 )->sa.Select:
     "Selects what drift is computed from, newest first."
     names = ("request_id", "index", "time", "sha256", "width", "height", "statistics", "logits", "card", "probability",
@@ -102,7 +102,7 @@ CLASS_INDEX = {**{name: index for index, name in enumerate(CLASS_NAMES)}, NO_CAR
 
 def row_of(
     found:sa.RowMapping, # Of `window_query`
-    target:str|None,     # What the picture shows, if somebody said
+    target:str|None,     # What the picture shows, from feedback; None: there is none
     small_side:float,    # See `Reference`
 )->np.ndarray:           # Of type `ROW`, shape ()
     "A record as drift sees it."
@@ -118,13 +118,13 @@ KEYS_AT_ONCE = 500 # SQLite takes 32,766 parameters a statement, PostgreSQL 65,5
 def feedback_of(
     connection:sa.Connection,
     keys:list[tuple[str, int]], # Request id and index of pictures
-)->dict[tuple[str, int], str]:  # Card name or `no card`, of those of whom somebody said
-    "What people said about pictures."
+)->dict[tuple[str, int], str]:  # Card name or `no card`, of those with feedback
+    "The feedback on pictures."
     said = {}
     for start in range(0, len(keys), KEYS_AT_ONCE):
         wanted = {request for request, _ in keys[start:start + KEYS_AT_ONCE]}
         columns = (feedback.c.request_id, feedback.c.index, feedback.c.card)
-        is_of_first = feedback.c.number.in_((WHOLE_PHOTO, 0)) # What is said of the first card counts more
+        is_of_first = feedback.c.number.in_((WHOLE_PHOTO, 0)) # The first card's feedback overrules the photo's
         query = sa.select(*columns).where(feedback.c.request_id.in_(wanted), is_of_first).order_by(feedback.c.number)
         said |= {(request, index): card for request, index, card in connection.execute(query)}
     return said
