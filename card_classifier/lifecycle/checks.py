@@ -87,7 +87,7 @@ def started_from(
     settings:dict|None, # Of a run, by their dotted names
     weights:str|None,   # What its network started from, in words
 )->list[str]:           # Names of runs
-    "The runs that a run goes on from."
+    "The runs that a run continues."
     named = (settings or {}).get("model.start_from")
     return RUN_NAME.findall(weights or "") if named is None else [name for name in named.split("+") if name]
 
@@ -206,7 +206,7 @@ def check_leaks(
     info:BundleInfo,
     here:Mapping[str, ImagesHere], # By checksum
 )->GateLine:
-    "Whether a bundle may have learned from the images that it is judged by."
+    "Whether a bundle may have learned from the images that it is evaluated on."
     problems, doubts, runs = [], [], {}
     for kind, network in info.networks.items():
         images = here.get(learned_from(info)[kind].get("checksum", ""))

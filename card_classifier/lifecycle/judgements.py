@@ -30,7 +30,7 @@ class Compared:
     production:Sequence[JudgedAnswer]|None # The same; None: nothing is in production
 
     def right(self)->tuple[np.ndarray, np.ndarray]: # Of production, of the candidate, shape (n,), bool
-        "Which photographs each model answers rightly."
+        "Which photographs each model answers correctly."
         return tuple(np.array([answer.is_right for answer in one]) for one in (self.production, self.candidate))
 
     def named(self)->tuple[tuple[np.ndarray, np.ndarray], ...]: # Of production, of the candidate
@@ -48,7 +48,7 @@ def check_answers(
     compared:Compared,
     limits:GateSettings,
 )->GateLine:
-    "Whether fewer photographs are answered rightly, beyond chance."
+    "Whether fewer photographs are answered correctly, beyond chance."
     name, n = f"{compared.photo_set.name}: answers", len(compared.candidate)
     n_right = sum(answer.is_right for answer in compared.candidate)
     if compared.production is None:

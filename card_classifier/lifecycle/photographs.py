@@ -112,18 +112,18 @@ def read_photo_set(
 # %% ../../nbs/lifecycle/06_photographs.ipynb #73f573e1
 @dataclass(frozen=True)
 class JudgedAnswer:
-    "What a model said about a photograph, compared with what it shows."
+    "A model's answer to a photograph, compared with what that shows."
     is_right:bool
     probabilities:tuple[float, ...] = ()  # Of the answer for each readable card; not-a-number where none was given
     correct:tuple[bool, ...] = ()         # Whether it names the card
-    n_read:int = 0                        # Readable cards that were found, named rightly and not rejected
+    n_read:int = 0                        # Readable cards that were found, classified correctly and not rejected
     n_false:int = 0                       # Cards that were reported where none lies
     milliseconds:float = 0.0              # From file to answer
 
 def answers_of_cards(
     answers:Sequence[CardInPhoto],
     cards:Sequence[TrueCard],
-)->list[CardInPhoto|None]: # One a card; None where nothing was said about it
+)->list[CardInPhoto|None]: # One a card; None where no answer is about it
     "Which answer speaks of which card."
     if all(card.corners is None for card in cards): # A card that fills the photograph is the first that is named
         return [answers[0] if number == 0 else None for number in range(len(cards))]
@@ -139,7 +139,7 @@ def judge_answer(
     photo:TruePhoto,
     milliseconds:float=0.0,     # That the answer took
 )->JudgedAnswer:
-    "Whether what was said about a photograph is right."
+    "Whether the answer to a photograph is right."
     answers = prediction.cards if prediction else []
     accepted = [answer for answer in answers if not answer.is_rejected]
     if not photo.cards:
@@ -161,7 +161,7 @@ def timed_answer(
     predictor:Predictor,
     photo:TruePhoto,
 )->JudgedAnswer:
-    "What a model says about a photograph, judged and timed."
+    "A model's answer to a photograph, judged and timed."
     start = time.perf_counter()
     try:
         prediction = predictor.predict(photo.content)
@@ -174,7 +174,7 @@ def ask_in_turn(
     photo_set:PhotoSet,
     report:Report|None=None,
 )->list[list[JudgedAnswer]]: # For each model one a photograph
-    "What each model says about each photograph."
+    "The answer of each model to each photograph."
     answers = [[] for _ in predictors]
     for photo in photo_set.photos[:1]*N_WARM_UP:
         for predictor in predictors:

@@ -170,7 +170,7 @@ def parents(
     recipe:Recipe,
     stage:str,      # Of it
 )->tuple[str, ...]: # Stages of the recipe
-    "The stages that a stage goes on from. Raises `RecipeError` for one that the recipe hasn't got."
+    "The stages that a stage continues. Raises `RecipeError` for one that the recipe hasn't got."
     named = [override for override in recipe.stages[stage].overrides if override.startswith(START_FROM)]
     found = tuple(filter(None, named[-1].removeprefix(START_FROM).split("+"))) if named else ()
     for parent in found:
@@ -182,7 +182,7 @@ def parents(
 def lineage(
     recipe:Recipe,
     stage:str,                   # Of it
-    above:tuple[str, ...]=(),    # Stages that go on from it
+    above:tuple[str, ...]=(),    # Stages that continue it
 )->list[str]:                    # Ancestors first, the stage itself last
     "All stages that have to be trained for one. Raises `RecipeError` for a circle."
     if stage not in recipe.stages:

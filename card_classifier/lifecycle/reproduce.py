@@ -50,7 +50,7 @@ class Training:
 
     @property
     def parents(self)->list[str]: # Names of runs
-        "The runs that it goes on from."
+        "The runs that it continues."
         return [name for name in str(self.settings.get("model.start_from") or "").split("+") if name]
 
 def as_training(
@@ -162,7 +162,7 @@ def networks_of(
 def export_choices(
     info:BundleInfo,
 )->dict: # `int8`, `bf16`, `threshold`, `whole_threshold`, `reject_below` of `card-classifier export`
-    "How a bundle was put together: as it says, else as can be seen."
+    "How a bundle was put together: as it says, else as far as it shows."
     classifier = info.classifier
     seen = {"int8": classifier.bits == 8, "bf16": classifier.precision == "bf16", "reject_below": None}
     if info.detector:

@@ -107,7 +107,7 @@ def make_pruner(
 # %% ../../nbs/lifecycle/03_sweep.ipynb #cfb1beff
 def refuse_foreign(
     study:Any,   # Optuna's
-    sweep:Sweep, # What is to go on
+    sweep:Sweep, # What is to be continued
     folder:Path, # Of the sweep
 )->None:
     "Raises `SweepError` if the study is about something else than the sweep."
@@ -243,7 +243,7 @@ def follow_trial(
     "Reports what a training logs until it has what the sweep wants of it. Raises `SweepError` if it fails."
     settings, done, run = worker.sweep.settings, 0, None
     while True:
-        is_over = process.poll() is not None # Asked first: what is written until then is read below
+        is_over = process.poll() is not None # Asked first: what was written before the end is read below
         if run is None and (run := announced_run(worker.outputs, log)):
             trial.set_user_attr("run", run.name)
         values = logged_values(run, settings.metric)
@@ -316,7 +316,7 @@ def after_trial(
     worker:Worker,
     trial:Any, # Optuna's, as it ended
 )->None:
-    "Tells how a trial ended, and tidies up."
+    "Reports how a trial ended, and tidies up."
     value, sofar = trial.value, len(trial.intermediate_values)
     metric = worker.sweep.settings.metric
     words = {"COMPLETE": f"{metric} {value:.4f}" if value is not None else "", "PRUNED": f"pruned after {sofar} epochs",
