@@ -72,7 +72,7 @@ def count_correct(
     predict:Callable[[list[np.ndarray]], Sequence[int]], # Class indices of images, shape (n,)
     names:Sequence[str]=CORRUPTIONS,             # Corruptions to try
     seed:int=0,                                  # Image number i is corrupted with `seed` + i
-    progress:Callable[[int, int, str], None]=lambda done, total, text: None, # Told after each severity
+    progress:Callable[[int, int, str], None]=lambda done, total, text: None, # Called after each severity
 )->dict[str, list[int]]:                         # Of each corruption, how many are correct at severities 1 to 5
     "How many images are still predicted correctly."
     counts = {name: [] for name in names}

@@ -158,7 +158,7 @@ def plot_named(
     names:Sequence[str],         # Of each, to stand above it
     n_columns:int=8,             # In each of the three rows
 )->Any:                          # A matplotlib Figure
-    "Images with a word over each; what finds no place is left out."
+    "Images with a word over each; those for which there is no room are left out."
     figure = new_figure(11, 4.8)
     for axis in (axes := figure.subplots(3, n_columns)).flat:
         axis.axis("off")

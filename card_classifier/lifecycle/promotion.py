@@ -352,7 +352,7 @@ def promote(
     title = f"{ARTIFACT} {name} is in {decision.stage}"
     number = f"{ARTIFACT}#{decision.stage}#{next_number(registry)}"
     make_tags(root, [*tags, NewTag(number, commit, tag_message(title, decision.why, record))], moment)
-    lay_copy(bundle, registry_folder(root)/name) # Only now: whoever was too late must not lay his own there
+    lay_copy(bundle, registry_folder(root)/name) # Only now: whoever was too late must not leave a copy there
     folder, _ = take_stage(root, decision.stage)
     return Promotion(decision.stage, name, before.name if before else "", folder)
 

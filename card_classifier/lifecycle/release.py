@@ -43,7 +43,7 @@ class ExportChoices:
 
 @dataclass(frozen=True)
 class ReferenceChoices:
-    "What drift is told against."
+    "What drift is measured against."
     pictures:int = 300 # As `drift reference --pictures`
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def parents(
     recipe:Recipe,
     stage:str,      # Of it
 )->tuple[str, ...]: # Stages of the recipe
-    "The stages that a stage goes on from. Raises `RecipeError` for one that the recipe hasn't got."
+    "The stages that a stage continues. Raises `RecipeError` for one that the recipe hasn't got."
     named = [override for override in recipe.stages[stage].overrides if override.startswith(START_FROM)]
     found = tuple(filter(None, named[-1].removeprefix(START_FROM).split("+"))) if named else ()
     for parent in found:
@@ -182,7 +182,7 @@ def parents(
 def lineage(
     recipe:Recipe,
     stage:str,                   # Of it
-    above:tuple[str, ...]=(),    # Stages that go on from it
+    above:tuple[str, ...]=(),    # Stages that continue it
 )->list[str]:                    # Ancestors first, the stage itself last
     "All stages that have to be trained for one. Raises `RecipeError` for a circle."
     if stage not in recipe.stages:
@@ -224,7 +224,7 @@ def recipe_folder(
     root:Path, # The checkout
     name:str,  # Of the recipe
 )->Path:
-    "Where the results of a recipe lie that are no runs."
+    "Where those results of a recipe lie that are not runs."
     return Path(root)/"outputs"/"recipes"/name
 
 def write_lineage(
@@ -279,7 +279,7 @@ def changed_inputs(
     run:Path,              # Folder of a run that may not be there
     inputs:dict[str, str], # What it would depend on now
 )->list[str]:              # Empty: the run is what the recipe asks for; or it isn't there
-    "Which kinds of input are others than when a run began."
+    "Which kinds of input have changed since a run began."
     if not (Path(run)/SETTINGS_FILE).is_file():
         return []
     before = read_run_file(run).get("inputs") or {}

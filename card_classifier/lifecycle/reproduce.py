@@ -50,7 +50,7 @@ class Training:
 
     @property
     def parents(self)->list[str]: # Names of runs
-        "The runs that it goes on from."
+        "The runs that it continues."
         return [name for name in str(self.settings.get("model.start_from") or "").split("+") if name]
 
 def as_training(
@@ -162,7 +162,7 @@ def networks_of(
 def export_choices(
     info:BundleInfo,
 )->dict: # `int8`, `bf16`, `threshold`, `whole_threshold`, `reject_below` of `card-classifier export`
-    "How a bundle was put together: as it says, else as can be seen."
+    "How a bundle was put together: as it says, else as far as it shows."
     classifier = info.classifier
     seen = {"int8": classifier.bits == 8, "bf16": classifier.precision == "bf16", "reject_below": None}
     if info.detector:
@@ -358,7 +358,7 @@ def numbers_in(
     told:Any,       # Nested figures
     where:str="",   # Of them
 )->Iterator[tuple[str, float]]: # By their dotted names
-    "Every number that no clock decides."
+    "Every number that is not a time or a size."
     if isinstance(told, dict):
         for key, inner in told.items():
             if key not in CLOCKS and key != "ancestors":

@@ -171,7 +171,7 @@ class RunInfo:
     folder:Path
     state:str              # One of `STATES`
     words:str = ""         # How far it is, or what is wrong
-    task:str = ""          # classifier or detector
+    task:str = ""          # Such as classifier or detector
     experiment:str = ""
     created:str = ""       # UTC, ISO 8601
     data:str = ""          # Name and kind of what it learned from
@@ -194,7 +194,7 @@ class RunInfo:
 
     @property
     def parents(self)->list[str]:
-        "The runs that it goes on from."
+        "The runs that it continues."
         return [name for name in str(self.settings.get("model.start_from") or "").split("+") if name]
 
     def to_dict(self)->dict:
@@ -228,7 +228,7 @@ def moment_of(
 def judged_by(
     metrics:dict, # From `metrics.json`
 )->tuple[str, str, str]: # Part, ratio in this (empty: the part is one), and what it measures; empty if unknown
-    "Which figure judges a run, as its task says; runs made before tasks said so had two kinds."
+    "Which figure a run is compared by, as its task says; runs made before tasks said so had two kinds."
     said = metrics.get("judged_by") or {}
     if said.get("part"):
         return said["part"], said["ratio"], said["title"]
@@ -256,7 +256,7 @@ NOTED_LAST = "peak_memory_gb" # In a run's metrics, once it has exported its net
 def is_finished(
     run:Path, # Its folder
 )->bool:      # False too if its metrics can't be read
-    "Whether a run was trained, judged and exported."
+    "Whether a run was trained, evaluated and exported."
     try:
         return NOTED_LAST in read_json(Path(run)/METRICS_FILE)
     except RunError:
@@ -283,7 +283,7 @@ def state_of(
 def read_run(
     folder:Path, # Anything under `outputs/`
 )->RunInfo:
-    "What a folder is. Never fails: what can't be read is said."
+    "What a folder is. Never fails: it reports what can't be read."
     folder = Path(folder)
     if not (folder/SETTINGS_FILE).exists():
         told = read_run_file(folder) if folder.is_dir() else {}
@@ -326,7 +326,7 @@ def descendants(
     runs:list[RunInfo], # All there are
     name:str,           # Of a run
 )->list[str]:           # Names of runs
-    "The runs that go on from a run, and those that go on from these."
+    "The runs that continue a run, and those that continue these."
     found, further = [], [name]
     while further:
         parent = further.pop()

@@ -169,7 +169,7 @@ def weighted_median(
 def summaries(
     both:Compared, # Those for which the value is recorded
     name:str,      # Of `TESTS`
-)->tuple[float|None, float|None]: # Of the reference and of the window; None: no one number says it
+)->tuple[float|None, float|None]: # Of the reference and of the window; None: no single number says it
     "What a test compares, in one number each."
     if name in (BALANCE, LOGITS):
         return None, None
@@ -304,7 +304,7 @@ def make_tests(
 def drift_report(
     read:Window,           # All that was read, oldest first
     reference:Reference,
-    n_window:int=MAX_COMPARED, # How many of these, the newest, are the window; the others say since when
+    n_window:int=MAX_COMPARED, # How many of these, the newest, are the window; the others help to date the shift
     rate:float=FALSE_ALARM_RATE,
     min_pictures:int=MIN_PICTURES,
 )->DriftReport:
@@ -329,7 +329,7 @@ def drift_report(
         accuracy_with_interval(*count_right(reference.rows)), typical, deviating, 1000*(time.perf_counter() - started))
 
 # %% ../../nbs/watching/03_drift.ipynb #bebeabe5
-HISTORY = 5 # So many times the window is read, to find out since when
+HISTORY = 5 # How many windows of pictures are read, to find out when the shift began
 
 def read_and_report(
     url:str,               # Of the database of records

@@ -23,7 +23,7 @@ def shuffled_weights(
     n_shuffles:int,       # How many rows, at least 1
     generator:np.random.Generator,
 )->np.ndarray:            # Float32, shape (n_shuffles, n)
-    "Weights of the pictures after so many shuffles."
+    "Weights of the pictures after each of `n_shuffles` shuffles."
     weights = np.zeros((n_shuffles, len(is_window)), np.float32)
     for kind in (False, True):
         places = np.flatnonzero(is_photo == kind)
