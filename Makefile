@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup hooks run train check test lint ruff commit-checks file-checks clean-notebooks export-check contracts rhythm notebooks \
 	pytest coverage slow-notebooks slow-tests real-parts oldest newest lab docs docs-check docs-changed training-page readme report report-check report-page training-report data-pull data-tests data-report promoted gate \
-	benchmark quality studies serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push promoted-bundle cloud-deploy space space-push clean lock \
+	benchmark quality studies tables serve load serving-benchmark attacks image image-test image-bundle-test image-file image-push promoted-bundle cloud-deploy space space-push clean lock \
 	audit-dependencies sbom dist changelog-check release
 
 VENV := .venv
@@ -194,6 +194,12 @@ quality: setup ## Measure the released bundle: the public splits, photographs, r
 
 studies: setup ## What each ingredient of the training brings, what smaller networks cost, how long plain fastai takes, in place (hours; the first two need the runs that they name)
 	$(call execute,nbs/studies/ingredients.ipynb nbs/studies/smaller.ipynb nbs/studies/beside_fastai.ipynb)
+
+# Those that no other command runs; the last one shows the sweep that lies in outputs/
+OTHER_STUDIES := $(addsuffix .ipynb,$(addprefix nbs/studies/,audit augmentation container processes scale sweep))
+tables: setup quality benchmark serving-benchmark attacks studies ## Measure every table of this repository: all of these, the other studies and the report, in place (a day; needs what each of them needs)
+	$(call execute,$(OTHER_STUDIES))
+	$(MAKE) report
 
 serve: setup ## The demo and the API on this machine
 	card-classifier serve

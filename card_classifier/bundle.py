@@ -6,14 +6,14 @@
 __all__ = ['CLASSIFIER', 'DETECTOR', 'INDEX_DETECTOR', 'INDEX_READER', 'INPUT_NAME', 'LOGITS_NAME', 'SCORES_NAME', 'CORNERS_NAME',
            'DETECTOR_STRIDE', 'INDEX_STRIDE', 'Ports', 'PORTS', 'BUNDLE_FORMAT', 'CONVERTED_FORMAT', 'BUNDLE_FILE',
            'CLASSIFIER_FILE', 'DETECTOR_FILE', 'PRECISIONS', 'WEIGHT_BITS', 'THRESHOLDS', 'CALIBRATED_KINDS',
-           'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'LONGEST_NAME', 'DEEPEST', 'REFERENCE_NAME', 'CONVERTED_FILES',
-           'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports', 'index_detector_ports',
-           'index_reader_ports', 'softmax', 'lists_for_tuples', 'NetworkInfo', 'BundleInfo', 'BundleError', 'is_number',
-           'kind_problems', 'network_problems', 'name_problems', 'reference_problems', 'info_problems', 'bundle_json',
-           'model_version_of', 'check_place', 'write_bundle', 'check_depth', 'record_from', 'parse_bundle_json',
-           'verified_bytes', 'load_bundle', 'read_bundle', 'add_metrics', 'add_reference', 'known_ancestors',
-           'converted_classifier', 'converted_detector', 'converted_info', 'convert_bundle', 'released_folder',
-           'released_bundle']
+           'PLAIN_NAME', 'SHA256', 'INPUT_SIZES', 'LONGEST_NAME', 'DEEPEST', 'LARGEST_DESCRIPTION', 'REFERENCE_NAME',
+           'CONVERTED_FILES', 'CLASSIFIER_METRICS', 'RUN_NAME', 'classifier_ports', 'detector_ports',
+           'index_detector_ports', 'index_reader_ports', 'softmax', 'lists_for_tuples', 'NetworkInfo', 'BundleInfo',
+           'BundleError', 'is_number', 'kind_problems', 'network_problems', 'name_problems', 'reference_problems',
+           'info_problems', 'bundle_json', 'model_version_of', 'check_place', 'write_bundle', 'check_depth',
+           'record_from', 'parse_bundle_json', 'described', 'verified_bytes', 'load_bundle', 'read_bundle',
+           'add_metrics', 'add_reference', 'known_ancestors', 'converted_classifier', 'converted_detector',
+           'converted_info', 'convert_bundle', 'released_folder', 'released_bundle']
 
 # %% ../nbs/06_bundle.ipynb #010d6892
 import dataclasses
@@ -389,12 +389,26 @@ def parse_bundle_json(
         raise BundleError(f"{where} is wrong: {'; '.join(problems)}: export the model again")
     return info
 
+# %% ../nbs/06_bundle.ipynb #5f2a96a1
+LARGEST_DESCRIPTION = 2**24 # Bytes; the largest one so far has a hundredth
+
+def described(
+    file:Path, # `bundle.json`
+)->str:
+    "The description's text. Raises `BundleError`, `UnicodeDecodeError` or `OSError`."
+    if file.exists() and not (file.is_file() and file.stat().st_size <= LARGEST_DESCRIPTION):
+        most = f"{LARGEST_DESCRIPTION >> 20} MiB"
+        raise BundleError(f"{file} is no file, or none of at most {most}: get the bundle again")
+    return file.read_text(encoding="utf-8")
+
 # %% ../nbs/06_bundle.ipynb #9cd6810e
 def verified_bytes(
     file:Path,  # A file of a bundle
     sha256:str, # What the description says
 )->bytes:       # Its content
     "Raises `BundleError` unless a file is the one described, and `OSError` if it can't be read."
+    if file.exists() and not file.is_file(): # A pipe would be waited for, and a device has no end
+        raise BundleError(f"{file} is no file: get the bundle again")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise BundleError(
@@ -410,7 +424,7 @@ def load_bundle(
         raise BundleError(
             f"there is no bundle folder {folder}: give the folder that holds {BUNDLE_FILE}, such as outputs/RUN/bundle")
     try:
-        info = parse_bundle_json((folder / BUNDLE_FILE).read_text(encoding="utf-8"), folder / BUNDLE_FILE)
+        info = parse_bundle_json(described(folder / BUNDLE_FILE), folder / BUNDLE_FILE)
         contents = {kind: verified_bytes(folder / one.file, one.sha256) for kind, one in info.networks.items()}
         if info.reference:
             verified_bytes(folder / info.reference["file"], info.reference["sha256"])
@@ -527,9 +541,8 @@ def convert_bundle(
         old = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(old, dict) or old.get("format") != CONVERTED_FORMAT:
             raise BundleError(f"{file} is not of format {CONVERTED_FORMAT}: there is nothing to convert")
-        for name, sha256 in old["files"].items():
-            verified_bytes(folder / name, sha256)
-        networks = {CONVERTED_FILES[name]: folder / name for name in old["files"]}
+        networks = {CONVERTED_FILES[name]: verified_bytes(folder / name, sha256)
+                    for name, sha256 in old["files"].items()}
         return write_bundle(to or folder, converted_info(old), networks, overwrite=to is None)
     except OSError as error:
         advice = "get the bundle again, or check the folder's name"

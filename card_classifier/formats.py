@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'IMAGE_SUFFIXES', 'USE_INSTEAD', 'OTHER_FILES', 'BYTES_PER_PIXEL', 'NANOSECONDS_PER_PIXEL',
-           'SCAN_NANOSECONDS', 'MAX_SEGMENTS', 'MAX_EXIF_SEGMENTS', 'MAX_SCANS', 'MAX_JUNK', 'NEXT_MARKER',
-           'FRAME_MARKERS', 'SEQUENTIAL', 'READ_FRAMES', 'SCAN', 'END', 'BARE_MARKERS', 'CHUNK_ALLOWANCE',
+           'SCAN_NANOSECONDS', 'MAX_ENTRIES', 'ENTRY_BYTES', 'WIDTH_TAG', 'HEIGHT_TAG', 'PIECE_TAGS', 'EXIF_PREFIX',
+           'MAX_PREFIXES', 'MAX_SEGMENTS', 'MAX_EXIF_SEGMENTS', 'MAX_SCANS', 'MAX_JUNK', 'NEXT_MARKER', 'FRAME_MARKERS',
+           'SEQUENTIAL', 'READ_FRAMES', 'PHOTOSHOP', 'SEGMENT_HEAD', 'SCAN', 'END', 'BARE_MARKERS', 'CHUNK_ALLOWANCE',
            'CHUNK_BYTES', 'UNUSED_CHUNKS', 'TURNING_NOTES', 'MAX_NOTE', 'MAX_BLOCKS', 'MAX_CONTROLS', 'CONTROL',
-           'EXTENSION', 'PICTURE', 'MAX_WEBP_CHUNKS', 'SMALL_WEBP', 'MAX_ENTRIES', 'ENTRY_BYTES', 'WIDTH_TAG',
-           'HEIGHT_TAG', 'PIECE_TAGS', 'MAX_BOXES', 'NESTED', 'WALKS', 'ImageError', 'EmptyImageError',
-           'NotAnImageError', 'UnsupportedImageError', 'BrokenImageError', 'ImageTooLargeError', 'UnreadableFileError',
-           'image_format', 'what_it_is', 'Structure', 'check_count', 'jpeg_segments', 'Frame', 'jpeg_frame',
-           'coefficients', 'jpeg_structure', 'is_turning_note', 'png_structure', 'after_blocks', 'gif_structure',
-           'webp_size', 'webp_structure', 'bmp_structure', 'Entry', 'directory', 'values_of', 'check_pointers',
-           'tiff_structure', 'are_notes_bounded', 'boxes', 'box_structure', 'inspect_image', 'check_size']
+           'EXTENSION', 'PICTURE', 'MAX_WEBP_CHUNKS', 'SMALL_WEBP', 'MAX_BOXES', 'NESTED', 'WALKS', 'ImageError',
+           'EmptyImageError', 'NotAnImageError', 'UnsupportedImageError', 'BrokenImageError', 'ImageTooLargeError',
+           'UnreadableFileError', 'image_format', 'what_it_is', 'Structure', 'check_count', 'Entry', 'directory',
+           'check_pointers', 'are_notes_bounded', 'jpeg_segments', 'Frame', 'jpeg_frame', 'coefficients', 'without',
+           'jpeg_structure', 'is_turning_note', 'png_structure', 'after_blocks', 'gif_structure', 'webp_size',
+           'webp_structure', 'bmp_structure', 'values_of', 'tiff_structure', 'boxes', 'box_structure', 'inspect_image',
+           'check_size']
 
 # %% ../nbs/03_formats.ipynb #bb374212
 import codecs
@@ -134,16 +135,7 @@ class Structure:
         each = NANOSECONDS_PER_PIXEL[self.file_format] + (SCAN_NANOSECONDS * self.n_scans if self.n_scans > 1 else 0)
         return self.n_pixels * each * (1 if self.is_complete else 4) / 1e6
 
-# %% ../nbs/03_formats.ipynb #2dd20529
-MAX_SEGMENTS = 4096     # Notes of a phone's picture can fill hundreds, of 64 kB each
-MAX_EXIF_SEGMENTS = 32  # One, by the standard
-MAX_SCANS = 100         # As libtiff has it
-MAX_JUNK = 65_536       # Bytes between segments, which belong to nothing
-NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]") # Not the restarts and stuffed zeros within compressed data
-FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-SEQUENTIAL, READ_FRAMES = frozenset((0xC0, 0xC1)), frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA))
-SCAN, END, BARE_MARKERS = 0xDA, 0xD9, frozenset((0x01, 0xC8, 0xD8, *range(0xF0, 0xFE)))
-
+# %% ../nbs/03_formats.ipynb #5f2a91c5
 def check_count(
     n:int,       # How many there are
     most:int,    # How many are read
@@ -152,6 +144,83 @@ def check_count(
     "Raises `BrokenImageError` for more than any picture needs."
     if n > most:
         raise BrokenImageError(f"{what}, at most {most:,} are read: save the picture anew and try again")
+
+# %% ../nbs/03_formats.ipynb #16a29d45
+MAX_ENTRIES = 1000 # Photographs have fewer than 50, raw data some 100
+ENTRY_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8) # Of one value, by the type's number
+WIDTH_TAG, HEIGHT_TAG, PIECE_TAGS = 256, 257, (279, 325) # Bytes of each strip, of each tile
+
+@dataclass(frozen=True)
+class Entry:
+    "One entry of a directory."
+    tag:int
+    kind:int      # Number of its type
+    count:int     # How many values
+    place:int     # Where they lie
+
+    @property
+    def n_bytes(self)->int:
+        "What the values take."
+        return self.count * (ENTRY_BYTES[self.kind] if self.kind < len(ENTRY_BYTES) else 0)
+
+def directory(
+    content:bytes, # A TIFF, or EXIF data without its prefix
+)->list[Entry]:
+    "The entries of the first directory, as many as there are. Raises `struct.error` if there is no directory."
+    order = "<" if content[:2] == b"II" else ">"
+    is_big = struct.unpack_from(order + "H", content, 2)[0] == 43
+    start = struct.unpack_from(order + ("Q" if is_big else "I"), content, 8 if is_big else 4)[0]
+    n_entries = struct.unpack_from(order + ("Q" if is_big else "H"), content, start)[0]
+    check_count(n_entries, MAX_ENTRIES, f"this is a TIFF directory of {n_entries:,} entries")
+    layout, width = (order + "HHQ", 20) if is_big else (order + "HHI", 12)
+    first, inline, entries = start + (8 if is_big else 2), 8 if is_big else 4, []
+    for place in range(first, min(first + n_entries * width, len(content) - width + 1), width):
+        entry = Entry(*struct.unpack_from(layout, content, place), place + width - inline)
+        if entry.n_bytes > inline: # Then the values lie elsewhere, and their place stands here
+            offset = struct.unpack_from(order + ("Q" if is_big else "I"), content, place + width - inline)[0]
+            entry = Entry(entry.tag, entry.kind, entry.count, offset)
+        entries.append(entry)
+    return entries
+
+# %% ../nbs/03_formats.ipynb #5f2a91c7
+def check_pointers(
+    content:bytes,       # A TIFF, or EXIF data
+    entries:list[Entry], # Of its directory
+)->None:
+    "Raises `BrokenImageError` where the entries point at more than there is."
+    most = 2 * len(content) + 65_536
+    pointed = sum(entry.n_bytes for entry in entries)
+    check_count(pointed, most, f"this is a TIFF whose directory points at {pointed:,} bytes")
+
+EXIF_PREFIX = b"Exif\0\0"
+MAX_PREFIXES = 3 # Pillow takes one after the other off, and copies all the rest each time
+
+def are_notes_bounded(
+    notes:bytes, # EXIF data, with or without its prefix
+)->bool:
+    "Whether reading a picture's EXIF data takes no more than its size explains."
+    if notes.startswith(EXIF_PREFIX * (MAX_PREFIXES + 1)):
+        return False
+    while notes.startswith(EXIF_PREFIX):
+        notes = notes[len(EXIF_PREFIX):]
+    try:
+        check_pointers(notes, directory(notes))
+    except ImageError:
+        return False
+    except struct.error: # There is nothing to read
+        return True
+    return True
+
+# %% ../nbs/03_formats.ipynb #2dd20529
+MAX_SEGMENTS = 4096     # Notes of a phone's picture can fill hundreds, of 64 kB each
+MAX_EXIF_SEGMENTS = 32  # One, by the standard
+MAX_SCANS = 100         # As libtiff has it
+MAX_JUNK = 65_536       # Bytes between segments, which belong to nothing
+NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]") # Not the restarts and stuffed zeros within compressed data
+FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL, READ_FRAMES = frozenset((0xC0, 0xC1)), frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA))
+PHOTOSHOP, SEGMENT_HEAD = 0xED, 4 # Its segments; bytes of a segment's marker and length
+SCAN, END, BARE_MARKERS = 0xDA, 0xD9, frozenset((0x01, 0xC8, 0xD8, *range(0xF0, 0xFE)))
 
 def jpeg_segments(
     content:bytes,
@@ -202,12 +271,24 @@ def coefficients(
     largest = max(across for across, _ in frame.sampling) * max(down for _, down in frame.sampling)
     return -(-2 * sum(across * down for across, down in frame.sampling) // largest)
 
+# %% ../nbs/03_formats.ipynb #5f2a91d1
+def without(
+    content:bytes,                # A file
+    pieces:list[tuple[int, int]], # Where each begins and ends
+)->bytes:
+    "A file without some of its pieces."
+    kept, begin = [], 0
+    for start, end in sorted(pieces):
+        kept.append(content[begin:start])
+        begin = end
+    return b"".join([*kept, content[begin:]]) if pieces else content
+
 # %% ../nbs/03_formats.ipynb #6cb4dffa
 def jpeg_structure(
     content:bytes,
 )->Structure:
-    "Walks over the segments of a JPEG."
-    frame, n_segments, n_exif, n_scans, n_junk, is_complete = None, 0, 0, 0, 0, False
+    "Walks over the segments of a JPEG, and leaves out notes that take long to read."
+    frame, n_segments, n_scans, n_junk, is_complete, notes, unread = None, 0, 0, 0, False, [], []
     for marker, start, end, junk in jpeg_segments(content):
         n_segments, n_junk = n_segments + 1, n_junk + (0 if n_scans else junk)
         check_count(n_segments, MAX_SEGMENTS, "this is a JPEG with more segments than a photograph has")
@@ -217,8 +298,10 @@ def jpeg_structure(
                 raise BrokenImageError("this is a JPEG with two frames: save the picture anew and try again")
             frame = jpeg_frame(marker, content[start:end])
         elif marker == 0xE1 and content.startswith(b"Exif\0", start):
-            n_exif += 1
-            check_count(n_exif, MAX_EXIF_SEGMENTS, "this is a JPEG with camera notes in many pieces")
+            notes.append((start, end))
+            check_count(len(notes), MAX_EXIF_SEGMENTS, "this is a JPEG with camera notes in many pieces")
+        elif marker == PHOTOSHOP:
+            unread.append((start - SEGMENT_HEAD, end))
         elif marker == SCAN and frame is not None:
             n_scans += 1
             most = len(frame.sampling) if frame.marker in SEQUENTIAL else MAX_SCANS
@@ -230,9 +313,11 @@ def jpeg_structure(
         is_complete = marker == END
     if frame is None or n_scans == 0:
         raise BrokenImageError("the JPEG image is cut off or damaged (no picture in it): get the file again")
+    if not are_notes_bounded(b"".join(content[start + len(EXIF_PREFIX):end] for start, end in notes)):
+        unread += [(start - SEGMENT_HEAD, end) for start, end in notes]
     kept = coefficients(frame) if frame.marker not in SEQUENTIAL or n_scans > 1 else 0
     is_plain = frame.marker in (*SEQUENTIAL, 0xC2)
-    return Structure("JPEG", content, frame.width, frame.height, is_plain, n_scans, kept, is_complete)
+    return Structure("JPEG", without(content, unread), frame.width, frame.height, is_plain, n_scans, kept, is_complete)
 
 # %% ../nbs/03_formats.ipynb #a669dc9b
 CHUNK_ALLOWANCE, CHUNK_BYTES = 4000, 1024 # So many chunks, and more if they have this many bytes each, on average
@@ -367,43 +452,6 @@ def bmp_structure(
     width, height, _, _, compression = struct.unpack_from("<iiHHI", content, 18)
     return Structure("BMP", content, abs(width), abs(height), is_plain=compression not in (1, 2))
 
-# %% ../nbs/03_formats.ipynb #16a29d45
-MAX_ENTRIES = 1000 # Photographs have fewer than 50, raw data some 100
-ENTRY_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8) # Of one value, by the type's number
-WIDTH_TAG, HEIGHT_TAG, PIECE_TAGS = 256, 257, (279, 325) # Bytes of each strip, of each tile
-
-@dataclass(frozen=True)
-class Entry:
-    "One entry of a directory."
-    tag:int
-    kind:int      # Number of its type
-    count:int     # How many values
-    place:int     # Where they lie
-
-    @property
-    def n_bytes(self)->int:
-        "What the values take."
-        return self.count * (ENTRY_BYTES[self.kind] if self.kind < len(ENTRY_BYTES) else 0)
-
-def directory(
-    content:bytes, # A TIFF, or EXIF data without its prefix
-)->list[Entry]:
-    "The entries of the first directory, as many as there are. Raises `struct.error` if there is no directory."
-    order = "<" if content[:2] == b"II" else ">"
-    is_big = struct.unpack_from(order + "H", content, 2)[0] == 43
-    start = struct.unpack_from(order + ("Q" if is_big else "I"), content, 8 if is_big else 4)[0]
-    n_entries = struct.unpack_from(order + ("Q" if is_big else "H"), content, start)[0]
-    check_count(n_entries, MAX_ENTRIES, f"this is a TIFF directory of {n_entries:,} entries")
-    layout, width = (order + "HHQ", 20) if is_big else (order + "HHI", 12)
-    first, inline, entries = start + (8 if is_big else 2), 8 if is_big else 4, []
-    for place in range(first, min(first + n_entries * width, len(content) - width + 1), width):
-        entry = Entry(*struct.unpack_from(layout, content, place), place + width - inline)
-        if entry.n_bytes > inline: # Then the values lie elsewhere, and their place stands here
-            offset = struct.unpack_from(order + ("Q" if is_big else "I"), content, place + width - inline)[0]
-            entry = Entry(entry.tag, entry.kind, entry.count, offset)
-        entries.append(entry)
-    return entries
-
 # %% ../nbs/03_formats.ipynb #6fe5e5aa
 def values_of(
     content:bytes, # A TIFF
@@ -414,15 +462,6 @@ def values_of(
     kind = np.dtype(("<" if content[:2] == b"II" else ">") + kinds.get(entry.kind, "u1"))
     piece = content[entry.place:entry.place + entry.count * kind.itemsize]
     return np.frombuffer(piece[:len(piece) // kind.itemsize * kind.itemsize], kind).astype(np.int64)
-
-def check_pointers(
-    content:bytes,       # A TIFF, or EXIF data
-    entries:list[Entry], # Of its directory
-)->None:
-    "Raises `BrokenImageError` where the entries point at more than there is."
-    most = 2 * len(content) + 65_536
-    pointed = sum(entry.n_bytes for entry in entries)
-    check_count(pointed, most, f"this is a TIFF whose directory points at {pointed:,} bytes")
 
 # %% ../nbs/03_formats.ipynb #a04c2e37
 def tiff_structure(
@@ -439,20 +478,6 @@ def tiff_structure(
             check_count(pieces, 2 * len(content) + 65_536, f"this is a TIFF whose pieces have {pieces:,} bytes")
     width, height = (int(numbers[tag][0]) if len(numbers.get(tag, ())) else 0 for tag in (WIDTH_TAG, HEIGHT_TAG))
     return Structure("TIFF", content, width, height, is_plain=False)
-
-def are_notes_bounded(
-    notes:bytes, # EXIF data, with or without its prefix
-)->bool:
-    "Whether reading a picture's EXIF data takes no more than its size explains."
-    while notes.startswith(b"Exif\0\0"):
-        notes = notes[6:]
-    try:
-        check_pointers(notes, directory(notes))
-    except ImageError:
-        return False
-    except struct.error: # There is nothing to read
-        return True
-    return True
 
 # %% ../nbs/03_formats.ipynb #79e1b10b
 MAX_BOXES = 10_000

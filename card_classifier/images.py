@@ -7,8 +7,8 @@ __all__ = ['MAX_PIXELS', 'KEPT_PIXELS', 'MAX_MEMORY', 'DRAFT_MARGIN', 'MAX_FILE_
            'BAND_PIXELS', 'RARE_KIND', 'ENDINGS', 'ImageSource', 'GREY', 'INDEX_SURROUNDINGS', 'SHOWN_SIDE',
            'JPEG_QUALITY', 'open_picture', 'choose_scale', 'check_memory', 'orientation_of', 'turn_upright',
            'eight_bits', 'to_rgb', 'rgb_pixels', 'only_image_errors', 'decode_structure', 'decode_unended',
-           'decode_bytes', 'read_file', 'picture_of_array', 'decode_image', 'resize_image', 'prepare_image',
-           'letterbox', 'straighten', 'index_crop', 'shrunk', 'jpeg_url']
+           'decode_bytes', 'no_file_text', 'read_file', 'picture_of_array', 'decode_image', 'resize_image',
+           'prepare_image', 'letterbox', 'straighten', 'index_crop', 'shrunk', 'jpeg_url']
 
 # %% ../nbs/04_images.ipynb #257cf313
 import base64
@@ -17,6 +17,7 @@ import dataclasses
 import importlib
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +231,17 @@ def decode_bytes(
     return (decode_structure if structure.is_complete else decode_unended)(structure, target)
 
 # %% ../nbs/04_images.ipynb #a861d2c9
+def no_file_text(
+    path:Path, # Where there is no file
+)->str:
+    "What is there instead."
+    name = repr(str(path))
+    if path.exists():
+        return f"{name} is a {'folder' if path.is_dir() else 'device or pipe'}, not an image"
+    if path.is_symlink():
+        return f"{name} is a link to {os.readlink(path)!r}, and nothing is there"
+    return f"there is no file {name}"
+
 def read_file(
     path:str|Path, # Where the image lies
 )->bytes:          # All of it
@@ -237,16 +249,15 @@ def read_file(
     path = Path(path)
     try:
         if not path.is_file():
-            if path.exists():
-                raise UnreadableFileError(f"{str(path)!r} is a folder or device, not an image")
-            raise UnreadableFileError(f"there is no file {str(path)!r}")
+            raise UnreadableFileError(no_file_text(path))
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ImageTooLargeError(f"{str(path)!r} has more than {MAX_FILE_BYTES >> 20} MiB: make the image smaller")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise UnreadableFileError(f"{str(path)!r} can't be read: {error}") from error # Such as a name of 5,000 letters
+        reason = getattr(error, "strerror", None) or str(error) # Such as a name of 5,000 letters
+        raise UnreadableFileError(f"{str(path)!r} can't be read: {reason[:1].lower()}{reason[1:]}") from error
 
 def picture_of_array(
     array:np.ndarray, # uint8, shape (h, w), (h, w, 3) RGB or (h, w, 4) RGB and opacity

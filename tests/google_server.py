@@ -26,8 +26,9 @@ from gcp_storage_emulator.server import create_server
 DOCUMENTS = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents"
 VERSIONS = {
     "aiplatform": "v1", "artifactregistry": "v1", "billingbudgets": "v1", "cloudbilling": "v1", "cloudbuild": "v1",
-    "cloudresourcemanager": "v3", "cloudscheduler": "v1", "compute": "v1", "iam": "v1", "monitoring": "v1",
-    "run": "v2", "secretmanager": "v1", "serviceusage": "v1", "sqladmin": "v1", "storage": "v1",
+    "cloudfunctions": "v2", "cloudresourcemanager": "v3", "cloudscheduler": "v1", "compute": "v1", "iam": "v1",
+    "logging": "v2", "monitoring": "v3", "run": "v2", "secretmanager": "v1", "serviceusage": "v1",
+    "sqladmin": "v1", "storage": "v1",
 }  # fmt: skip
 
 

@@ -244,6 +244,18 @@ def test_the_job_for_a_cluster_calls_the_command_as_it_is(job):
     assert words[words.index("--address") + 1] == "auto"
 
 
+def test_the_cluster_asks_for_a_token_and_ends_workers_before_the_kernel_ends_a_pod(job):
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    version = tuple(map(int, cluster["rayVersion"].split(".")))
+    assert version >= (2, 52, 0), "older ones know no token"
+    assert cluster["rayVersion"] in (ROOT / "requirements.lock").read_text().split("\nray", 1)[1][:40]
+    for group in cluster["workerGroupSpecs"]:
+        for container in group["template"]["spec"]["containers"]:
+            told = {one["name"]: one["value"] for one in container["env"]}
+            assert 0.5 < float(told["RAY_memory_usage_threshold"]) < 0.95
+
+
 def test_the_pods_of_the_job_are_what_kubernetes_takes(job):
     validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")

@@ -338,14 +338,73 @@ def test_no_quota_anywhere_is_said_in_one_line_and_nothing_is_left_on(monkeypatc
         assert state_of(bucket, name.split("/")[1]) == "not started"
 
 
-def test_vertex_gets_the_same_job(monkeypatch):
-    google = FakeGoogle()
+LONG = "20261201-101500-adapt_reader-mobilenetv4_conv_small.e2400_r224_in1k"
+
+
+def running(name: str) -> dict:
+    "A machine of a run, as Compute Engine describes it."
+    job = a_job(run=name)
+    labels = {"app": "card-classifier", "run": job.label}
+    return {"name": job.machine, "zone": "x/zones/europe-west4-a", "labels": labels}
+
+
+@pytest.mark.parametrize("asked", [LONG, "e2400_r224", "adapt"])
+def test_a_machine_is_stopped_by_the_name_that_is_shown_or_a_part_of_it(monkeypatch, asked):
+    google, off = FakeGoogle(), {"error": {"code": 403, "message": "Vertex AI API has not been used in project 1"}}
+    machines = [running(LONG), running(f"{LONG}-2")] if asked == LONG else [running(LONG)]
+    google.answers = lambda asked: (
+        (200, {"items": {"zones/europe-west4-a": {"instances": machines}}}) if "aggregated" in asked.path
+        else (403, off) if "customJobs" in asked.path else None
+    )  # fmt: skip
+    with google.serving() as environment:
+        bucket = bucket_at(environment, monkeypatch)
+        put(bucket, f"machines/{LONG}/state.json", b'{"state": "running"}')
+        code, told, said = typed("runs", *SMALL[:2])
+        assert code == 0 and told.count(LONG) == 1, said
+        code, told, said = typed("stop", asked, "--yes", *SMALL[:2])
+        assert code == 0, said
+        assert [one.path.rpartition("/")[2] for one in google.requests("compute", "DELETE")] == [running(LONG)["name"]]
+    assert google.wrong == []
+
+
+def test_vertex_gets_the_same_job_which_is_listed_read_and_ended(monkeypatch):
+    google, jobs = FakeGoogle(), []
+    refused = {"error": {"code": 429, "message": "The following quotas are exceeded: CustomModelTrainingL4GPUs"}}
+
+    def answers(asked):
+        "A quota in one region only, whose jobs stay."
+        if asked.path.endswith("entries:list"):
+            return 200, {"entries": [{"textPayload": "epoch 1 of 20"}]}
+        if "aiplatform" in asked.host and asked.method == "GET":
+            return 200, {"customJobs": [one for one in jobs if asked.host.removesuffix("-aiplatform") in one["name"]]}
+        if "aiplatform" in asked.host and asked.host != "us-central1-aiplatform":
+            return 429, refused
+        if asked.path.endswith("customJobs"):
+            told = {"name": "projects/1/locations/us-central1/customJobs/7", "createTime": "2999-01-01T00:00:00Z"}
+            jobs.append({**asked.body, **told, "state": "JOB_STATE_RUNNING"})
+        return None
+
+    google.answers = answers
+    monkeypatch.setattr("card_classifier.cloud.requests.LONGEST_PAUSE", 0.01)
     with google.serving() as environment:
         bucket_at(environment, monkeypatch)
-        code, _, said = typed("train", "--experiment", "quick", "--on", "vertex", "--yes", *SMALL)
-        assert code == 0, said
-        [sent] = google.requests("europe-west4-aiplatform", "POST")
+        code, told, said = typed("train", "--experiment", "quick", "--on", "vertex", "--yes", *SMALL)
+        assert code == 0 and "Vertex AI in us-central1" in told, said
+        run, sent = told.split()[0], google.requests("us-central1-aiplatform", "POST")[-1]
         assert sent.body["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["args"] == ["cloud", "work"]
+        code, told, said = typed("runs", *SMALL)
+        assert code == 0 and re.search(rf"{run}\W+running\W+Vertex AI\W+us-central1", told) and "lost" not in told, told
+        code, _, said = typed("train", "--resume", run, "--yes", *SMALL)
+        assert code == 2 and "is running" in said
+        code, told, said = typed("logs", run, *SMALL)
+        assert code == 0 and "epoch 1 of 20" in told, said
+        code, told, said = typed("stop", run, "--dry-run", *SMALL)
+        assert code == 0 and "customJobs/7:cancel" in told, said
+        code, told, said = typed("stop", run, "--yes", *SMALL)
+        assert code == 0 and google.requests("us-central1-aiplatform", "POST", "7:cancel"), said
+        jobs[0]["state"] = "JOB_STATE_SUCCEEDED"
+        code, told, said = typed("runs", *SMALL)
+        assert code == 0 and re.search(rf"{run}\W+finished", told), told
     assert google.wrong == []
 
 
@@ -369,9 +428,19 @@ SECRETS = {
     "a token of Google": r"ya29\.[0-9A-Za-z_-]{20,}",
     "a secret of an OAuth client": r"GOCSPX-[0-9A-Za-z_-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----\\?n?[A-Za-z0-9+/]{20}",
-    "a token of GitHub": r"gh[pousr]_[0-9A-Za-z]{36}",
+    "a key of a service account": r"\"private_key_id\": *\"[0-9a-f]{40}",
+    "a token of GitHub": r"gh[pousr]_[0-9A-Za-z]{36}|github_pat_[0-9A-Za-z_]{40,}",
     "a token of Hugging Face": r"\bhf_[0-9A-Za-z]{30,}",
-    "a project's number": r"projects/\d{9,}",
+    "a key of W&B": r"(?i:wandb)[\w ]{0,20}[\"']? *[=:] *[\"']?(?:[0-9a-f]{40}\b|wandb_v\d_\w{20,})",
+    "a key of Kaggle": r"\"key\": *\"[0-9a-f]{32}\"|KAGGLE_KEY *= *[\"']?[0-9a-f]{32}\b",
+    "a key of Amazon": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a token of PyPI": r"\bpypi-AgE[0-9A-Za-z_-]{50,}",
+    "a token of Slack": r"\bxox[abprs]-[0-9A-Za-z-]{20,}|hooks\.slack\.com/services/T\w{6,}",
+    "a key of a language model": r"\bsk-(?:ant-|proj-)?[0-9A-Za-z_-]{32,}",
+    "a password in an address": r"\b(?:postgres(?:ql)?|mysql|redis)(?:\+\w+)?://\w+:(?!SECRET|PASSWORD)[0-9A-Za-z]{16,}@",
+    "a project's number": r"(?:projects/|gcp-sa-\S*service-|project_?number\W{1,4}|service-)\d{11,13}\b"
+                          r"|\b\d{11,13}(?:-compute@developer|@cloudservices)\.gserviceaccount\.com"
+                          r"|\b\d{11,13}(?:-\w+\.apps\.googleusercontent\.com|\.[a-z]+-[a-z]+\d\.run\.app)",
     "a billing account": r"\b[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}\b",
     # my-project and my-cards-1 stand for a project in examples
     "a service account": r"\b[a-z][a-z0-9-]+@(?!my-project\.|my-cards-1\.)[a-z][a-z0-9-]+\.iam\.gserviceaccount\.com",
@@ -397,6 +466,11 @@ def test_no_key_no_project_number_and_no_account_is_in_the_repository():
 
 def test_what_must_not_be_there_would_be_found():
     planted = ["AI" + "za" + "b" * 35, "projects/" + "1" * 12, "0" * 6 + "-ABCDEF-" + "1" * 6, "trainer@my-cards.iam" +
-               ".gserviceaccount.com", "somebody@" + "gmail.com", "gh" + "p_" + "a" * 36]  # fmt: skip
+               ".gserviceaccount.com", "somebody@" + "gmail.com", "gh" + "p_" + "a" * 36,
+               "1" * 12 + "-compute@developer.gserviceaccount.com", "sk-ant-" + "b" * 40,
+               "https://cards-" + "1" * 12 + ".europe-west4.run.app", "1" * 12 + "-abc.apps.googleusercontent.com",
+               "WANDB_API_KEY=" + "a1" * 20, '{"username": "a", "key": "' + "0f" * 16 + '"}', "AKIA" + "B" * 16,
+               '"private_key_id": "' + "ab" * 20 + '"', "pypi-AgE" + "x" * 60, "xoxb-" + "1a" * 12,
+               "github_pat_" + "c" * 50, "postgresql://cards:" + "d" * 20 + "@db/cards"]  # fmt: skip
     assert all(secrets_in(f"x = {text}\n") for text in planted)
     assert secrets_in("trainer@${PROJECT}.iam.gserviceaccount.com projects/${NUMBER}") == []

@@ -89,16 +89,43 @@ def test_a_file_that_is_not_built_like_a_photograph_is_refused_before_it_is_deco
     assert time.process_time() - started < 2  # tens of milliseconds; Pillow took seconds, or gigabytes
 
 
-def test_notes_beyond_all_measure_are_not_read():
-    picture = Image.new("RGB", (40, 20), "navy")
-    bomb = PNG[:33] + chunk(b"eXIf", tiff_bomb(900, 1_000_000)) + PNG[33:]
+def segments(marker: int, content: bytes, head: bytes = b"") -> bytes:
+    "As many segments of a JPEG as a content needs, each of which begins with `head`."
+    pieces = (head + content[start : start + 65_000] for start in range(0, len(content), 65_000))
+    return b"".join(b"\xff%c" % marker + struct.pack(">H", len(piece) + 2) + piece for piece in pieces)
+
+
+BARE = JPEG[:2] + JPEG[4 + int.from_bytes(JPEG[4:6], "big") :]  # Without JFIF Pillow looks into EXIF as it opens it
+RESOURCES = b"".join(b"8BIM" + struct.pack(">HHI", 2000 + number, 0, 0) for number in range(5400))
+PREFIXES = b"Exif\0\0" * 100_000
+NOTES = {
+    "JPEG, entries at the same bytes": (BARE, segments(0xE1, tiff_bomb(900, 1_900_000), b"Exif\0\0"), 2),
+    "JPEG, prefixes without end": (JPEG, segments(0xE1, PREFIXES, b"Exif\0\0"), 2),
+    "JPEG, Photoshop's notes": (JPEG, segments(0xED, b"Photoshop 3.0\0" + RESOURCES) * 300, 2),
+    "PNG, entries at the same bytes": (PNG, chunk(b"eXIf", tiff_bomb(900, 1_000_000)), 33),
+    "PNG, prefixes without end": (PNG, chunk(b"eXIf", PREFIXES), 33),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_notes_beyond_all_measure_are_not_read(name):
+    plain, notes, place = NOTES[name]
+    pixels, started = decode_image(plain), time.process_time()
     tracemalloc.start()
-    assert np.array_equal(decode_image(bomb), decode_image(PNG))
-    assert tracemalloc.get_traced_memory()[1] < 20_000_000
-    tracemalloc.stop()
+    try:
+        assert np.array_equal(decode_image(plain[:place] + notes + plain[place:]), pixels)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(notes) + 20_000_000  # Pillow took gigabytes
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - started < 2
+
+
+def test_the_notes_of_a_camera_turn_a_picture():
+    picture = Image.new("RGB", (40, 20), "navy")
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode_image(encoded(picture, "PNG", exif=exif)).shape == (40, 20, 3)
+    for name in ("PNG", "JPEG", "WEBP", "TIFF"):
+        assert decode_image(encoded(picture, name, exif=exif)).shape == (40, 20, 3)
 
 
 def test_a_good_image_is_not_called_damaged():

@@ -421,6 +421,7 @@ def test_many_photos_are_answered_each_on_its_own(visit, server):
         page.get_by_role("button", name="Download the table").click()
     rows = list(csv.DictReader(io.StringIO(Path(table.value.path()).read_text(encoding="utf-8-sig"))))
     assert [row["card"] for row in rows] == [CARDS[0].class_name, "", CARDS[52].class_name]
+    assert [(row["seen"], bool(row["problem"])) for row in rows] == [("card", False), ("", True), ("card", False)]
     with page.expect_download() as pictures:
         page.get_by_role("button", name="Download the pictures").click()
     with zipfile.ZipFile(pictures.value.path()) as archive:

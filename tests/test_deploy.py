@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 from card_classifier.cli.cloud_service import ask_revision
 from card_classifier.cli.main import app
 from card_classifier.cloud.deploy import JOBS, filled, names_of
+from card_classifier.cloud.prices import WARM_CPUS, WARM_GIB
 from card_classifier.settings import CloudSettings, DeploySettings, ServeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +49,14 @@ def test_the_files_are_what_cloud_run_takes(name, kind):
 
 
 def test_the_service_is_bounded_probed_and_keeps_its_secrets_elsewhere():
-    template = filled(FILES / "service.yaml", NAMES)["template"]
+    service = filled(FILES / "service.yaml", NAMES)
+    template = service["template"]
     serve, collector = template["containers"]
+    assert service["invokerIamDisabled"], "else nobody who is not logged in gets an answer"
+    amounts = [one["resources"]["limits"] for one in (serve, collector)]
+    assert sum(int(one["cpu"]) for one in amounts) == WARM_CPUS, "what an instance costs"
+    assert sum({"1Gi": 1, "512Mi": 0.5}[one["memory"]] for one in amounts) == WARM_GIB
+    assert serve["resources"]["cpuIdle"] is False, "it is paid for as long as it lives"
     assert template["scaling"]["maxInstanceCount"] == SETTINGS.max_instances
     assert serve["startupProbe"]["httpGet"]["path"] == "/health/ready"
     assert serve["livenessProbe"]["httpGet"]["path"] == "/health/live", "readiness is no reason to restart"
@@ -96,7 +103,8 @@ class CloudRun:
                                        for number, name in enumerate(self.revisions)]}  # fmt: skip
         if asked.method == "GET":
             missing = {"error": {"code": 404, "message": "not found"}}
-            return (404, missing) if self.service is None else (200, self.service)
+            latest = {"latestReadyRevision": f"x/revisions/{self.revisions[-1]}"} if self.revisions else {}
+            return (404, missing) if self.service is None else (200, {**self.service, **latest})
         self.take(asked.body)
         return 200, done
 
@@ -113,10 +121,11 @@ class CloudRun:
         "Makes a revision, or distributes traffic."
         if "template" in body:
             self.revisions.append(body["template"]["revision"])
-        told = body.get("traffic") or [{"revision": self.revisions[-1], "percent": 100}]
+        told = body["traffic"]
         statuses = [{**one, **({"uri": self.address} if one.get("tag") else {})} for one in told]
         self.service = {"uri": self.address, "trafficStatuses": statuses}
-        self.shares.append({one["revision"]: one["percent"] for one in told if one.get("percent")})
+        newest = self.revisions[-1]
+        self.shares.append({one.get("revision", newest): one["percent"] for one in told if one.get("percent")})
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +153,8 @@ def test_an_image_gets_traffic_step_by_step_and_goes_back_when_it_is_worse(monke
     first = typed(monkeypatch, google, "deploy", "--yes", *HERE)
     assert first.exit_code == 0 and run.shares == [{run.revisions[0]: 100}], first.output
     assert run.jobs[-1] == "POST card-classifier-migrate:run", "the tables are ready before a revision"
+    assert "revision" not in run.service["trafficStatuses"][0], "Cloud Run only says that the latest one serves"
     run.revisions[0] = "card-classifier-20260101-000000"
-    run.service["trafficStatuses"][0]["revision"] = run.revisions[0]
 
     second = typed(monkeypatch, google, "deploy", "--yes", *HERE)
     old, new = run.revisions
@@ -169,10 +178,20 @@ def test_an_image_gets_traffic_step_by_step_and_goes_back_when_it_is_worse(monke
 
 def test_a_revision_that_fails_its_tests_gets_no_visitor(monkeypatch):
     run = CloudRun("http://127.0.0.1:9")
-    run.take({"template": {"revision": "card-classifier-20260101-000000"}})
+    everything = {"revision": "card-classifier-20260101-000000", "percent": 100}
+    run.take({"template": {"revision": everything["revision"]}, "traffic": [everything]})
     done = typed(monkeypatch, FakeGoogle(answers=run), "deploy", "--yes", *HERE)
     assert done.exit_code == 2 and "all traffic stays with card-classifier-20260101-000000" in done.output
     assert all(share == {"card-classifier-20260101-000000": 100} for share in run.shares), run.shares
+
+
+def test_a_service_whose_first_revision_never_started_is_deployed_again(monkeypatch, address):
+    run = CloudRun(address)
+    run.service = {"uri": address, "trafficStatuses": []}
+    google = FakeGoogle(answers=run)
+    done = typed(monkeypatch, google, "deploy", "--yes", *HERE)
+    assert done.exit_code == 0 and run.shares == [{run.revisions[0]: 100}], done.output
+    assert not google.requests("run", "POST", "/services"), "a service that is there is not made"
 
 
 def test_what_google_refuses_is_said_in_one_line(monkeypatch):
@@ -203,17 +222,38 @@ def test_the_infrastructure_is_well_formed(tmp_path):
     assert bad.returncode != 0
 
 
+def test_what_the_infrastructure_refers_to_is_made_once():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(INFRASTRUCTURE.glob("*.tf")))
+    made = re.findall(r'^(?:resource|data) "(\w+)" "(\w+)"', text, re.MULTILINE)
+    assert len(made) == len(set(made)) > 20
+    assert set(re.findall(r"\b((?:google|archive)_\w+)\.(\w+)\b(?!\.tf)", text)) <= set(made)
+    accounts = set(re.findall(r'^    ([\w-]+) += "[A-Z]', text, re.MULTILINE))
+    assert set(re.findall(r'google_service_account\.all\["([\w-]+)"\]', text)) <= accounts
+    named = set(re.findall(r"\b(?:var|local)\.(\w+)", text))
+    blocks = "\n".join(re.findall(r"^locals \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    known = {*re.findall(r'^variable "(\w+)"', text, re.MULTILINE), *re.findall(r"^  (\w+) += ", blocks, re.MULTILINE)}
+    assert named <= known, named - known
+
+
 def test_infrastructure_and_settings_name_the_same_things():
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(INFRASTRUCTURE.glob("*.tf")))
     machine = CloudSettings(project="my-cards-1")
     for account in (machine.training_account, machine.serving_account):
-        assert f'account_id   = "{account}"' in text
+        assert re.search(rf'^    {account.removeprefix("card-classifier-")} += "', text, re.MULTILINE), account
+    assert 'account_id   = "card-classifier-${each.key}"' in text
     assert f'default     = "{machine.region}"' in text and f"default     = {machine.budget:.0f}" in text
     assert 'bucket = "${var.project}-card-classifier"' in text
     secrets = set(re.findall(r"secret: (card-classifier-\w+)", (FILES / "service.yaml").read_text()))
-    assert secrets == set(re.findall(r'"(card-classifier-(?:database|collector))"', text)[:2])
+    made = dict(re.findall(r'^    (database|collector|wandb) += "(\w+)"', text, re.MULTILINE))
+    assert secrets == {f"card-classifier-{name}" for name, reader in made.items() if reader == "serving"}
+    assert made["wandb"] == "training", "a machine may read the key of W&B that cloud.wandb_secret names"
     schedules = set(re.findall(r'^    (\w+) += "[\d*]+ [\d*]+ \* \* \*"$', text, re.MULTILINE))
     assert schedules and schedules <= set(JOBS)
+    given = dict(re.findall(r'account = "([\w-]+)", role = "([\w./]+)"', text))
+    assert given.keys() == {"serving", "deploying", "scheduler", "kill-switch"}
+    public = filled(FILES / "service.yaml", NAMES)["invokerIamDisabled"]
+    assert public == ("run.services.setIamPolicy" in text), "who deploys may open the service"
+    assert "roles/aiplatform.user" in text and "roles/logging.viewer" in text, "what --on vertex and its logs need"
     assert "roles/owner" not in text and "roles/editor" not in text and "service_account_key" not in text
 
 
@@ -256,19 +296,31 @@ def test_a_check_only_looks_and_says_what_it_cannot_see(monkeypatch):
         if asked.host == "secretmanager":
             return 403, {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "denied"}}
         if asked.path.endswith("aggregated/instances"):
-            one = {"name": "card-classifier-forgotten-1", "zone": "x/zones/europe-west4-a", "labels": {}}
-            return 200, {"items": {"zones/europe-west4-a": {"instances": [one]}}}
-        lists = ("aggregated/disks", "customJobs", "/services", "/jobs")
+            ours = {"name": "card-classifier-forgotten-1", "zone": "x/zones/europe-west4-a",
+                    "labels": {"app": "card-classifier", "run": "forgotten"}}
+            others = {"name": "somebodys", "zone": "x/zones/us-east1-b", "machineType": "x/machineTypes/n1-standard-8",
+                      "guestAccelerators": [{"acceleratorType": "x/nvidia-tesla-v100", "acceleratorCount": 1}]}
+            return 200, {"items": {"zones/europe-west4-a": {"instances": [ours, others]}}}
+        if "aiplatform" in asked.host:
+            return 403, {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "denied"}}
+        if asked.path.endswith(":getIamPolicy"):
+            return 200, {"bindings": [{"role": "roles/storage.objectAdmin", "members": ["user:b@example.org"]}]}
+        if asked.path.endswith("/iam"):
+            return 200, {"bindings": []}
+        lists = ("aggregated/disks", "aggregated/addresses", "uptimeCheckConfigs", "/services", "/jobs")
         return (200, {}) if asked.path.endswith(lists) else missing
 
     google = FakeGoogle(answers=answers)
-    done = typed(monkeypatch, google, "check", "--team", "user:a@example.org", "cloud.project=my-cards-1")
+    team = ("--team", "user:a@example.org", "--team", "user:b@example.org")
+    done = typed(monkeypatch, google, "check", *team, "cloud.project=my-cards-1", "cloud.bucket=cards")
     assert done.exit_code == 1
     assert "left on: machine card-classifier-forgotten-1" in done.stdout, done.output
-    assert "access: user:a@example.org has no access" in done.stdout
+    assert "left on: machine somebodys in us-east1-b" in done.stdout, "whoever started it"
+    assert re.search(r"what is left on +unknown", done.stdout), "custom jobs can't be seen, which hides no machine"
+    assert "access: user:a@example.org has no access" in done.stdout and "access: user:b" not in done.stdout
     assert re.search(r"secret card-classifier-database +unknown +.*you may not", done.stdout)
     assert re.search(r"project +missing", done.stdout) and "0.00" in done.stdout
-    assert {asked.method for asked in google.asked} == {"GET"}
+    assert {asked.method for asked in google.asked if not asked.path.endswith(":getIamPolicy")} == {"GET"}
 
 
 # --- Images and the Space

@@ -76,6 +76,13 @@ def test_the_answer_speaks_of_the_largest_card_that_could_be_read(released):
     assert answer.cards[: len(readable)] == readable
 
 
+def test_of_one_deck_a_card_is_named_once_in_many_photos_too(released):
+    photo = scene(3, [NAMES[0]] * 2).image
+    plain, dealt = (released.predict_batch([photo], is_one_deck=one_deck)[0] for one_deck in (False, True))
+    named = [[card.card.class_name for card in answer.cards if not card.is_rejected] for answer in (plain, dealt)]
+    assert named[0].count(NAMES[0]) == 2 and named[1].count(NAMES[0]) == 1
+
+
 def test_a_turned_photograph_has_the_same_cards(released):
     "Cameras store how they were held beside the pixels."
     photo = scene(5, NAMES[:2]).image

@@ -1,13 +1,14 @@
 "Files and folders that appear whole or not at all: killed writers, several at once, a full disk."
 
 import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from card_classifier.files import DRAFT, STALE_SECONDS, sweep_drafts, whole_folder, write_file
+from card_classifier.files import DRAFT, STALE_SECONDS, sweep_drafts, whole_file, whole_folder, write_file
 
 WRITER = """
 import sys, time
@@ -78,3 +79,46 @@ def test_a_file_has_the_mode_that_others_expect(tmp_path):
     write_file(tmp_path / "file", "text")
     (tmp_path / "ordinary").write_text("text")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+WRITE_THROUGH = """
+import sys
+from pathlib import Path
+from card_classifier.files import whole_file, write_file
+print("before", flush=True)
+write_file(sys.argv[1], "table\\n")
+with whole_file(sys.argv[1], is_durable=False) as draft:
+    draft.write_text("again\\n")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("is_piped", [True, False])
+def test_what_is_open_already_is_written_through_and_never_replaced(tmp_path, name, is_piped):
+    before = os.lstat("/dev/stdout")
+    command = [sys.executable, "-c", WRITE_THROUGH, name]
+    if is_piped:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    else:
+        with (tmp_path / "out.txt").open("w") as file:
+            subprocess.run(command, stdout=file, check=True)
+        said = (tmp_path / "out.txt").read_text()
+    assert said == "before\ntable\nagain\n", "and nothing that was there is lost"
+    assert os.path.samestat(before, os.lstat("/dev/stdout"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mknod"), reason="Windows has no devices")
+def test_a_device_stays_a_device_and_says_what_it_refuses(tmp_path):
+    full, device = os.stat("/dev/full"), tmp_path / "full"
+    try:
+        os.mknod(device, full.st_mode, full.st_rdev) # Never the real one, which a mistake would replace
+        device.open("ab").close()
+    except PermissionError:
+        pytest.skip("only root makes devices, and only where they may be opened")
+    with pytest.raises(OSError, match="No space left"):
+        write_file(device, "table")
+    assert stat.S_ISCHR(os.stat(device).st_mode), "root could have replaced it"
+    with pytest.raises(OSError, match="No space left"), whole_file(device) as draft:
+        draft.write_text("table")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]

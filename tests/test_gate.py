@@ -172,17 +172,16 @@ def changed_settings(network, **values):
 def test_what_a_bundle_says_about_itself_can_refuse_it(images, tmp_path):
     network = INFO.classifier
     leaking = INFO.with_network(CLASSIFIER, training=changed_settings(network, **{"data.leave_out": False}))
-    orphan = INFO.with_network(CLASSIFIER, ancestors=network.ancestors[:-1])
-    nameless = INFO.with_network(
-        CLASSIFIER, ancestors=[*network.ancestors[:-1], {**network.ancestors[-1], "settings": None}]
-    )
+    *known, first = INFO.detector.ancestors
+    orphan = INFO.with_network(DETECTOR, ancestors=known)
+    nameless = INFO.with_network(DETECTOR, ancestors=[*known, {**first, "settings": None}])
     unknown = dataclasses.replace(INFO, data={})
     deck = dataclasses.replace(INFO, data={**INFO.data, "kind": "deck"})
     alone = dataclasses.replace(INFO, networks={CLASSIFIER: network})
     misnamed = dataclasses.replace(INFO, model_version="c0ffee")
     cases = {
         "leaks": (leaking, "leave_out"),
-        "ancestry": (orphan, network.ancestors[-1]["run"]),
+        "ancestry": (orphan, first["run"]),
         "images": (unknown, "nobody knows"),
         "networks": (alone, "production has a detector"),
         "files": (misnamed, "calls itself c0ffee"),

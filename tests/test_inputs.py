@@ -73,7 +73,13 @@ MISTAKES = {
     "a forgotten @ in a form": ({"files": {"files": (None, "photo.jpg")}}, 415, "forgotten `@`"),
     "curl -d": ({"content": PICTURE.translate(None, b"\r\n\0"), "headers": FORM}, 422, "--data-binary"),
     "an address": ({"content": "https://example.org/card.jpg"}, 415, "nothing is fetched"),
-    "an address in JSON": ({"json": {"url": "https://example.org/card.jpg"}}, 415, "JSON without a picture"),
+    "an address in JSON": ({"json": {"url": "https://example.org/card.jpg"}}, 415, "nothing is fetched"),
+    "a name in JSON": ({"json": {"images": ["my photos/card.jpg"]}}, 415, "forgotten `@`? With curl write"),
+    "JSON of something else": ({"json": {"pixels": [[1, 2], [3, 4]]}}, 415, "JSON without a picture"),
+    "half of JSON": ({"content": '{"image": "iVBOR'}, 415, "begins like JSON and is none"),
+    "a parameter in JSON": ({"json": {"image": WORD, "top_k": 1}}, 422, "/v1/predict?top_k="),
+    "a parameter in the address's way": ({"data": {"image": WORD, "one-deck": "1"}}, 422, "/v1/predict?one_deck="),
+    "a packed file": ({"content": gzip.compress(PICTURE)}, 415, "`Content-Encoding: gzip`"),
     "too many in JSON": ({"json": [WORD] * 4}, 413, "at most 3 files"),
     "a misspelt parameter": ({"content": PICTURE, "params": {"topk": "1"}}, 422, "did you mean `top_k`?"),
     "an unknown parameter": ({"content": PICTURE, "params": {"colour": "1"}}, 422, "query.colour"),
@@ -109,7 +115,35 @@ def test_what_has_no_effect_is_said(service):
     answer = post(service, files={"files": ("a", PICTURE)}, data={"comment": "hello"})
     assert answer.json()["ignored"] == ["comment"]
     assert post(service, content=PICTURE).json()["ignored"] == []
+    assert post(service, json={"image": WORD, "user": {"name": "Ann"}}).json()["ignored"] == ["user"]
+    assert post(service, data={"image": WORD, "comment": "hello"}).json()["ignored"] == ["comment"]
     assert httpx.get(service[0] + "/v1/model?verbose=1").status_code == 422
+
+
+def test_a_mistake_among_good_files_is_named_in_its_own_answer(service):
+    stripped = PICTURE.translate(None, b"\r\n\0")
+    sent = [("a", ("a.png", PICTURE)), ("b", ("b.txt", b"photo.jpg")), ("c", ("c.png", stripped))]
+    good, name, damaged = post(service, files=sent).json()["predictions"]
+    assert good["card"] == CARDS[7].class_name and not good["error"]
+    assert name["error"]["status"] == 415 and "forgotten `@`? With curl write `--data-binary" in name["error"]["detail"]
+    assert damaged["error"]["status"] == 422 and "-F files=@photo.jpg" in damaged["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    "request_, words",
+    [
+        ({"json": {"request_id": "0" * 32, "card": "AS", "numbr": 1}}, "body.numbr: there is no such field here; did"),
+        ({"json": {"request_id": "0" * 32, "card": "AS", "colour": 1}}, "there are `card`, `corners`, `index`"),
+        ({"data": {"request_id": "0" * 32, "card": "AS"}}, "`Content-Type: application/json`"),
+        ({"files": {"card": (None, "AS")}}, "`Content-Type: application/json`"),
+        ({"content": "{broken", "headers": {"content-type": "application/json"}}, "this is no JSON object"),
+        ({"json": ["AS"]}, "this is no JSON object"),
+        ({}, "this is no JSON object"),
+    ],
+)
+def test_feedback_that_can_not_be_read_says_how_it_is_sent(service, request_, words):
+    answer = post(service, "/v1/feedback", **request_)
+    assert answer.status_code == 422 and words in answer.json()["detail"], answer.text
 
 
 def test_feedback_may_be_packed(service):

@@ -137,7 +137,18 @@ def test_every_alert_is_a_policy_of_google_cloud_and_the_files_are_fresh():
     assert written == made, "run deploy/cloud/monitoring/make.py"
     assert set(FILES) == set(made) | {"uptime.json", "channel-on-call.json", "channel-tickets.json"}
     told = {(rule["alert"], rule["labels"]["severity"]) for rule in alerts()}
+    told |= {("CardClassifierDriftJob", "ticket"), ("CardClassifierRetentionJob", "ticket")}
     assert {tuple(made[name]["displayName"].rstrip(")").split(" (")) for name in made if "policies" in name} == told
+
+
+def test_every_scheduled_job_that_fails_is_told():
+    schedules = (DEPLOY / "cloud" / "infrastructure" / "schedules.tf").read_text()
+    jobs = re.findall(r'^    (\w+) += "[\d*]', schedules, re.MULTILINE)
+    assert jobs
+    for job in jobs:
+        made = json.loads((CLOUD / "policies" / f"{job}-job-ticket.json").read_text())
+        [condition] = made["conditions"]
+        assert f'"card-classifier-{job}"' in condition["conditionThreshold"]["filter"]
 
 
 def test_the_collector_of_cloud_run_names_the_job_that_the_queries_ask_for():

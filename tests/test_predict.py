@@ -245,10 +245,11 @@ def test_a_film_is_looked_at_and_each_card_counts_once(tmp_path):
         part = still[number : number + height, 2 * number : 2 * number + width, ::-1]
         film.write(np.ascontiguousarray(part))
     film.release()
-    result = predict("film.mp4", "--json", "--save", "seen", folder=tmp_path)
+    result = predict("film.mp4", "--json", "--one-deck", "--save", "seen", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert sorted(card["card"] for card in answer["cards"]) == ["ace of hearts", "queen of diamonds", "seven of clubs"]
+    assert {card["seen"] for card in answer["cards"]} <= {"card", "index"}, "as of a photo"
     assert answer["n_frames"] == 6 and (tmp_path / "seen" / "film.mp4").stat().st_size > 1000
     assert not result.stderr.replace(b"annotated pictures: seen\n", b"")
 
@@ -256,8 +257,68 @@ def test_a_film_is_looked_at_and_each_card_counts_once(tmp_path):
 def test_a_camera_that_is_not_there_and_wishes_that_contradict(tmp_path, tiny_bundle):
     result = predict("91", "--bundle", tiny_bundle, folder=tmp_path)
     assert result.returncode == 1 and "there is no camera 91" in result.stdout.decode()
+    for form in (("--json",), ("--csv", "-")):
+        wrong = predict("photo.jpg", "--hand", *form)
+        assert (wrong.returncode, wrong.stdout) == (2, b"") and b"both want standard output" in wrong.stderr
     wrong = predict("photo.jpg", "--sav", "x")
     assert wrong.returncode == 2 and wrong.stderr.count(b"\n") == 1 and b"predict --help" in wrong.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_what_other_programs_hand_over_is_read_and_written_through(tmp_path, tiny_bundle):
+    one, folder = tmp_path / "my ace.png", tmp_path / "folder"
+    folder.mkdir()
+    colour_picture(1, (32, 32)).save(one)
+    shutil.copy(one, folder)
+    command = " ".join(f"'{word}'" for word in [*PREDICT, "--bundle", tiny_bundle, "--csv", "/dev/stdout"])
+    handed = f"{command} <(cat '{one}') '{one.as_uri()}' '{folder.as_uri()}' > '{tmp_path}/all.txt'"
+    done = subprocess.run(["bash", "-c", handed], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "all.txt").read_text().splitlines()
+    names = ["/dev/fd/", str(one), str(folder / "my ace.png")]
+    assert [line.startswith(name) for line, name in zip(lines, names, strict=False)] == [True] * 3
+    table = list(csv.DictReader(lines[3:]))
+    assert [row["error"] for row in table] == [""] * 3
+    assert os.path.islink("/dev/stdout")
+
+
+def test_names_that_were_meant_otherwise_are_told_what_was_meant(tmp_path, tiny_bundle):
+    (tmp_path / "gone.jpg").symlink_to("elsewhere.jpg")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mov").write_bytes(b"\0\0\0\x14ftypqt  ")
+    meant = {
+        "": "is a variable in the command without a value",
+        "www.example.org/ace.jpg?size=3": "write https://www.example.org/ace.jpg?size=3",
+        "gone.jpg": "a link to 'elsewhere.jpg', and nothing is there",
+        "/dev/null": "a device or pipe, not an image",
+        "smb://nas/ace.jpg": "not smb",
+        "file://nas/ace.jpg": "only http and https",
+    }
+    result = predict(*meant, "fil*", "--csv", "-", "--bundle", tiny_bundle, folder=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(result.stdout.decode())))
+    assert result.returncode == len(meant) == len(rows), result.stderr
+    for row, (name, words) in zip(rows, meant.items(), strict=True):
+        assert row["file"] == name and words in row["error"]
+    assert b"1 videos in these folders are left out" in result.stderr, "whoever fits a folder names no film in it"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--save", "ace.png"], "--save ace.png: that is a file; name a folder"),
+        (["--crops", "ace.png/cards"], "--crops ace.png/cards: the folder can't be made: not a directory"),
+        (["--save", "/proc/seen"], "--save /proc/seen: the folder can't be made"),
+        (["--csv", "/proc/cards.csv"], "--csv /proc/cards.csv: nothing can be written to this folder"),
+        (["--bundle", "."], ". is not a bundle: it has no bundle.json"),
+        (["--bundle", "ace.png"], "ace.png is not a bundle: it has no bundle.json"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files, not even root's")
+def test_what_can_not_be_kept_is_said_before_anything_is_looked_at(tmp_path, arguments, words):
+    colour_picture(1, (32, 32)).save(tmp_path / "ace.png")
+    result = predict("ace.png", *arguments, folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.decode().startswith(f"error: {words}") and result.stderr.count(b"\n") == 1
 
 
 def test_version_help_and_completion():

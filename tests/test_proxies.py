@@ -11,6 +11,7 @@ import pytest
 from test_api import encoded, events, serving, wait_for
 
 from card_classifier.cards import CARDS
+from card_classifier.serving.problems import PROBLEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 NGINX, OPENSSL = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin"), shutil.which("openssl")
@@ -167,6 +168,7 @@ def test_head_is_answered_where_get_is(service, path):
 def test_there_is_one_shape_of_404_and_of_405(service):
     with httpx.Client(base_url=service[0], timeout=60) as client:
         lost = [client.get(path) for path in ("/nothing", "/v1/nothing", "/docs/nothing", "/assets/nothing.js")]
+        lost += [client.get("/static-offline-docs/nothing.js")]
         lost += [client.options("/v1/nothing"), client.head("/assets/nothing.js"), client.post("/nothing")]
         wrong = [client.put("/"), client.get("/v1/predict"), client.delete("/docs"), client.head("/v1/feedback")]
     for answers, status, reason in ((lost, 404, "not-found"), (wrong, 405, "method-not-allowed")):
@@ -177,4 +179,6 @@ def test_there_is_one_shape_of_404_and_of_405(service):
                 said = answer.json()
                 assert said["type"] == f"urn:card-classifier:problem:{reason}" and said["detail"]
                 assert said["request_id"] == answer.headers["x-request-id"] and said["status"] == status
+                assert said["detail"].startswith(f"{answer.request.method} {answer.url.path}: "), "what was asked for"
+                assert said["detail"].endswith("see /docs") and said["title"] == PROBLEMS[reason][1]
             assert status == 404 or answer.headers["allow"]

@@ -37,7 +37,7 @@ from card_classifier.records import export as export_module
 from card_classifier.records import queue as queue_module
 from card_classifier.records import retention as retention_module
 from card_classifier.records import writer as writer_module
-from card_classifier.records.database import MIGRATIONS, database_url, make_engine, migrate, schema_of
+from card_classifier.records.database import MIGRATIONS, database_url, make_engine, migrate, schema_of, set_sync
 from card_classifier.records.export import EXPORT_COLUMNS, count_records, export_records, opened
 from card_classifier.records.retention import apply_retention
 from card_classifier.records.schema import (
@@ -1139,3 +1139,16 @@ def test_interrupts_end_the_process(tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode != 0
+
+
+def test_a_server_that_does_not_wait_for_the_disk_is_asked_to_for_those_who_wait(postgres):
+    url = new_database(postgres) + "?options=-c%20synchronous_commit%3Doff"
+    shown = []
+    with make_engine(url).connect() as connection:
+        for is_synced in (False, True, False):
+            set_sync(connection, is_synced)
+            shown.append(connection.exec_driver_sql("SHOW synchronous_commit").scalar())
+            connection.rollback()
+    assert shown == ["off", "local", "off"]
+    with Records(url) as records:
+        assert records.add_and_wait(make_record()).result(30)

@@ -77,6 +77,13 @@ def dry_run(*arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_one_command_measures_every_study():
+    said, studies = dry_run("tables"), (ROOT / "nbs" / "studies").glob("*.ipynb")
+    missing = [path.name for path in studies if f"nbs/studies/{path.name}" not in said]
+    assert not missing and "reports/report.py" in said and "--split test" in said
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_on_windows_make_finds_the_commands_where_a_virtual_environment_has_them_there():
     everywhere = ("setup", "test", "check", "hooks", "lab", "run", "docs", "-W", "settings.ini")
     windows, posix = dry_run(*everywhere, "OS=Windows_NT"), dry_run(*everywhere, "OS=")

@@ -300,10 +300,23 @@ def test_the_recipe_leaves_a_page_and_an_exit_code(tmp_path, reference):
     assert "Most deviating pictures" in (folder / "drift.html").read_text()
 
 
+def test_too_few_pictures_are_a_code_of_their_own_or_no_failure(tmp_path, reference):
+    url = f"sqlite:///{tmp_path / 'records.sqlite'}"
+    keep(url, [record(number, row) for number, row in enumerate(sampled(reference, 10))])
+    enough = ("--few-ok", "--since", "2026-11-01", "--min-pictures", "10")
+    for words, code in (((), 3), (("--few-ok",), 0), (enough, 0)):
+        done = CliRunner().invoke(app, ["drift", "--database", url, *words])
+        assert done.exit_code == code, done.output
+    assert "no drift in 10 pictures" in done.stdout
+    keep(url, [record(100 + number, row, **{"statistics": {"brightness": 0.01}}) for number, row in
+               enumerate(sampled(reference, 60, seed=1))])  # fmt: skip
+    assert CliRunner().invoke(app, ["drift", "--database", url, "--few-ok"]).exit_code == 1, "drift is one all the same"
+
+
 DRIFT_FILES = Path(__file__).resolve().parent.parent / "deploy" / "drift"
 
 
-@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service"])
+@pytest.mark.parametrize("name", ["crontab", "card-classifier-drift.service", "recipe.conf"])
 def test_scheduled_commands_are_ones_that_there_are(name):
     text = (DRIFT_FILES / name).read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]

@@ -35,6 +35,7 @@ class Asked:
     source:str        # Address
     model_version:str # Of the bundle
     top_k:int = 5     # Candidates for each card
+    is_one_deck:bool = False # Whether each card but the joker can be in a picture only once
 
 @dataclass
 class Progress:
@@ -79,6 +80,9 @@ def check_asked(
                             f"name that one with --bundle, {ELSEWHERE}")
     if before.top_k != asked.top_k:
         raise ManifestError(f"{address} holds answers with --top {before.top_k}: give the same --top, {ELSEWHERE}")
+    if before.is_one_deck != asked.is_one_deck:
+        told = ("with", "give") if before.is_one_deck else ("without", "leave out")
+        raise ManifestError(f"{address} holds answers {told[0]} --one-deck: {told[1]} --one-deck, {ELSEWHERE}")
     if before.source != asked.source:
         raise ManifestError(f"{address} holds answers about {before.source}, not {asked.source}: {ELSEWHERE}")
 

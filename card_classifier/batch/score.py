@@ -289,10 +289,11 @@ def score(
     n_workers:int=0, # 0: one for each core
     top_k:int=5,  # Candidates for each card
     report:Callable[[Pace], None]=lambda pace: None, # Called when something is done
+    is_one_deck:bool=False, # Whether each card but the joker can be in a picture only once
 )->Result:
     "Scores all pictures of a source, and goes on where an earlier run stopped. Raises `BatchError`."
     plan, store, info = make_plan(source), Store(to), read_bundle(bundle)
-    asked = Asked(plan.place.address, info.model_version, top_k)
+    asked = Asked(plan.place.address, info.model_version, top_k, is_one_deck)
     check_apart(plan, store)
     check_asked(store, asked)
     left, progress = what_is_left(store, plan)
@@ -302,7 +303,8 @@ def score(
     if left:
         if address:
             send_bundle(store, bundle)
-        job = Job(plan.place.address, store.place.address, "" if address else str(bundle.resolve()), top_k)
+        where = plan.place.address, store.place.address, "" if address else str(bundle.resolve())
+        job = Job(*where, top_k, is_one_deck)
         try:
             with ray_running(address, n_workers) as n_ready:
                 pace.start = time.monotonic()

@@ -76,10 +76,11 @@ def answers_about(
     predictor:Predictor,
     chunk:list[Picture],
     top_k:int, # Candidates for each card
+    is_one_deck:bool=False, # Whether each card but the joker can be in a picture only once
 )->Iterator[dict]: # Of `file_answer`
     "The answers about some pictures, in order."
     version = predictor.info.model_version
-    examined = examine(predictor, [one.content for one in chunk], top_k)
+    examined = examine(predictor, [one.content for one in chunk], top_k, is_one_deck=is_one_deck)
     for picture, one in zip(chunk, examined, strict=True):
         is_error = isinstance(one, ImageError)
         yield file_answer(picture.name, None if is_error else one.prediction, version, str(one) if is_error else None)
@@ -89,6 +90,7 @@ def carefully(
     chunk:list[Picture],
     top_k:int,
     noted:tuple[Store, Shard, Attempts],
+    is_one_deck:bool=False,
 )->Iterator[dict]: # Of `file_answer`
     "The same one by one, each noted before; what killed others is left out."
     store, shard, attempts = noted
@@ -97,7 +99,7 @@ def carefully(
         attempts.at = picture.name
         note(store, shard, attempts)
         looked_at = Picture(picture.name, BrokenImageError(DEADLY)) if is_deadly else picture
-        yield from answers_about(predictor, [looked_at], top_k)
+        yield from answers_about(predictor, [looked_at], top_k, is_one_deck)
     attempts.at = ""
     note(store, shard, attempts)
 
@@ -109,6 +111,7 @@ class Job:
     to:str     # Address of the store
     bundle:str # Folder of the bundle; empty: it lies in the store
     top_k:int = 5
+    is_one_deck:bool = False
 
 def score_shard(
     predictor:Predictor,
@@ -116,6 +119,7 @@ def score_shard(
     store:Store,
     shard:Shard,
     top_k:int,   # Candidates for each card
+    is_one_deck:bool=False,
 )->PartSummary:
     "Writes the answers about one shard, all or none. Raises `SourceError` or `StoreError`."
     done = read_summary(store, shard.part)
@@ -127,8 +131,8 @@ def score_shard(
     with written_part(store, shard.part, summary) as part:
         for chunk, n_others in read_ahead(in_chunks(pictures_of(place, shard))):
             noted = store, shard, attempts
-            careful = attempts.is_careful
-            part.add(carefully(predictor, chunk, top_k, noted) if careful else answers_about(predictor, chunk, top_k))
+            part.add(carefully(predictor, chunk, top_k, noted, is_one_deck) if attempts.is_careful
+                     else answers_about(predictor, chunk, top_k, is_one_deck))
             summary.others += n_others
         summary.seconds = time.perf_counter() - start
     remove(store, f"{ATTEMPTS}/{shard.part}.json")
@@ -163,7 +167,8 @@ class ShardScorer:
         shard = Shard.from_json(str(batch["shard"][0]))
         outcome = {"part": shard.part, "shard": shard.name, "bytes": shard.n_bytes}
         try:
-            outcome["summary"] = asdict(score_shard(self.predictor, self.place, self.store, shard, self.job.top_k))
+            asked = self.job.top_k, self.job.is_one_deck
+            outcome["summary"] = asdict(score_shard(self.predictor, self.place, self.store, shard, *asked))
         except StoreError as error:
             outcome["stopped"] = str(error)
         except SourceError as error:

@@ -6,13 +6,13 @@
 __all__ = ['Group', 'NO_PROJECT', 'cloud_app', 'DryOption', 'YesOption', 'CloudArgument', 'RunArgument', 'as_type',
            'cloud_settings', 'split_overrides', 'with_names', 'image_name', 'connected', 'needs_data', 'new_job',
            'resumed_job', 'start_requests', 'prepared', 'agreed', 'send_run', 'start', 'show_requests', 'cloud_train',
-           'found_run', 'cloud_runs_table', 'cloud_stop', 'cloud_logs', 'cloud_get', 'cloud_work', 'cloud_elsewhere']
+           'listings', 'found_run', 'cloud_runs_table', 'label_meant', 'stop_requests', 'cloud_stop', 'cloud_logs',
+           'cloud_get', 'cloud_work', 'cloud_elsewhere']
 
 # %% ../../nbs/cli/26_cloud.ipynb #bcb26c92
 import dataclasses
 import difflib
 import os
-import re
 import sys
 import tempfile
 import time
@@ -24,7 +24,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from .runs import new_run
-from .terminal import CommandError, app, needs, one_line_errors, print_table
+from .terminal import CommandError, app, needs, one_line_errors, print_table, tell
 from .training import EXPERIMENT_HELP, check_backbone
 from ..configuration import checkout, compose
 from ..settings import CloudSettings, PlaceSettings, Settings, SettingsError, SettingsGroup
@@ -160,8 +160,9 @@ def prepared(
     resume:str,           # Name of a run that goes on
 )->tuple[Any, Path|None]: # The `Job`, and the folder of a new run
     "The job of a new run, or of one that goes on. Raises `CommandError` if that runs already, or isn't there."
-    from card_classifier.cloud.machine import machines, read_job
+    from card_classifier.cloud.machine import label_of, machines, read_job
     from card_classifier.cloud.storage import Bucket, get
+    from card_classifier.cloud.vertex import custom_jobs, live
     if not resume:
         folder = Path(tempfile.mkdtemp(prefix="card-classifier-"))
         run = new_run(folder, experiment, settings, overrides=overrides)
@@ -173,7 +174,8 @@ def prepared(
     if told is None:
         raise CommandError(f"there is no run {resume!r} in gs://{cloud.bucket}: card-classifier cloud runs")
     job = read_job(told.decode("utf-8", "replace"))
-    if any(one["labels"].get("run") == job.label for one in machines(google, cloud.project)):
+    running = [*machines(google, cloud.project), *live(custom_jobs(google, cloud, tell))]
+    if any(label_of(one) == job.label for one in running):
         raise CommandError(f"{resume} is running: card-classifier cloud logs {resume}")
     return resumed_job(job, cloud, time.time()), None
 
@@ -208,13 +210,11 @@ def start(
 )->str:          # Where it runs
     "Starts the machine or the custom job, and notes it if that fails."
     from card_classifier.cloud.machine import note_state, start_machine
-    from card_classifier.cloud.requests import CloudError, call
+    from card_classifier.cloud.requests import CloudError
     from card_classifier.cloud.storage import Bucket
+    from card_classifier.cloud.vertex import start_job
     try:
-        if on_vertex:
-            call(google, start_requests(job, True)[0])
-            return f"Vertex AI in {job.settings.region}"
-        return start_machine(google, job, say=lambda line: typer.echo(line, err=True))
+        return f"Vertex AI in {start_job(google, job, tell)}" if on_vertex else start_machine(google, job, say=tell)
     except CloudError:
         note_state(Bucket(google, job.bucket), job, "not started")
         raise
@@ -271,6 +271,16 @@ def cloud_train(
     typer.echo(f"next: card-classifier cloud runs; card-classifier cloud logs {job.run}; afterwards: "
                f"card-classifier cloud get {job.run}")
 
+# %% ../../nbs/cli/26_cloud.ipynb #5d1f0b11
+def listings(
+    cloud:CloudSettings, # With its names
+)->list[Any]:            # Of `Request`
+    "What is asked to see everything that runs."
+    from card_classifier.cloud.machine import machine_listing
+    from card_classifier.cloud.vertex import job_regions, listing
+    return [machine_listing(cloud.project), *(listing(cloud.project, region) for region in job_regions(cloud))]
+
+
 # %% ../../nbs/cli/26_cloud.ipynb #f46a20c8
 def found_run(
     names:Iterable[str],
@@ -292,26 +302,60 @@ def cloud_runs_table(
     dry_run:DryOption = False,
 )->None:
     "Which runs there are in the cloud, what became of them, and which machines cost money now."
-    from card_classifier.cloud.machine import cloud_runs, machine_listing, machines, noted_states
+    from card_classifier.cloud.machine import cloud_runs, machines, noted_states
     from card_classifier.cloud.prices import hourly_price
     from card_classifier.cloud.storage import Bucket
-    from card_classifier.cloud.vertex import live_jobs
+    from card_classifier.cloud.vertex import custom_jobs, job_runs
     google, cloud = connected(cloud_settings(CloudSettings, overrides or []), dry_run)
     if dry_run:
-        show_requests([machine_listing(cloud.project)])
+        show_requests(listings(cloud))
         return
-    price = hourly_price(cloud)
-    found = cloud_runs(noted_states(Bucket(google, cloud.bucket)), machines(google, cloud.project), price)
+    running, jobs = machines(google, cloud.project), custom_jobs(google, cloud, tell)
+    found = cloud_runs(noted_states(Bucket(google, cloud.bucket)), running, hourly_price(cloud),
+                       job_runs(jobs, hourly_price(cloud, True)))
     rows = [(one.run, one.state, one.machine, one.zone, one.since, f"{one.price:.2f}" if one.price else "")
             for one in found]
-    jobs = [(one["displayName"], one["state"].removeprefix("JOB_STATE_").lower(), "Vertex AI", cloud.region,
-             one.get("createTime", ""), "") for one in live_jobs(google, cloud.project, cloud.region)]
-    print_table("", ["run", "state", "machine", "zone", "since (UTC)", "an hour, at most"], rows + jobs)
+    print_table("", ["run", "state", "machine", "zone", "since (UTC)", "an hour, at most"], rows)
     n_lost = sum(one.state == "lost" for one in found)
     if n_lost:
         typer.echo(f"{n_lost} lost their machine without a word; go on with: card-classifier cloud train --resume RUN")
 
+
 # %% ../../nbs/cli/26_cloud.ipynb #ffb6cbb5
+def label_meant(
+    google:Any,          # A `Google`
+    cloud:CloudSettings, # With its names
+    things:list[dict],   # Machines and jobs that run
+    run:str,             # Name of a run, as `cloud runs` shows it, or a part of it
+)->str:                  # Label of the run
+    "The run that a person means, of those that run. Raises `CommandError` if that is none or several."
+    from card_classifier.cloud.machine import label_of, noted_states, run_label
+    from card_classifier.cloud.requests import CloudError
+    from card_classifier.cloud.storage import Bucket
+    labels = {label_of(one) for one in things}
+    if run_label(run) in labels:
+        return run_label(run)
+    try:
+        names = {run_label(name): name for name in noted_states(Bucket(google, cloud.bucket))}
+    except CloudError: # A machine can be stopped by its label, whatever the bucket says
+        names = {}
+    return run_label(found_run([names.get(label, label) for label in labels], run))
+
+def stop_requests(
+    google:Any,          # A `Google`
+    cloud:CloudSettings, # With its names
+    run:str,             # Name of a run, or a part of it; empty: all of them
+)->list[Any]:            # Of `Request`
+    "What is sent to end a run: its machines, and its jobs on Vertex AI."
+    from card_classifier.cloud.machine import deletions, label_of, machines
+    from card_classifier.cloud.vertex import cancel_request, custom_jobs, live
+    running, jobs = machines(google, cloud.project), live(custom_jobs(google, cloud, tell))
+    label = label_meant(google, cloud, [*running, *jobs], run) if run else ""
+    return [*deletions(cloud.project, running, label),
+            *(cancel_request(one) for one in jobs if label in ("", label_of(one)))]
+
+
+# %% ../../nbs/cli/26_cloud.ipynb #5d1f0b12
 @cloud_app.command("stop")
 @one_line_errors
 @needs("cloud")
@@ -322,34 +366,33 @@ def cloud_stop(
     yes:YesOption = False,
     dry_run:DryOption = False,
 )->None:
-    "Ends a run: its machine is deleted, its finished epochs stay in the bucket."
-    from card_classifier.cloud.machine import deletions, machines
-    from card_classifier.cloud.requests import call
-    from card_classifier.cloud.vertex import cancel, live_jobs
+    "Ends a run: its machine or its job is ended, its finished epochs stay in the bucket."
+    from card_classifier.cloud.requests import CloudError, call
     if bool(run) == all_runs:
         raise CommandError("name a run, or use --all")
-    google, cloud = connected(cloud_settings(CloudSettings, overrides or []))
-    running, jobs = machines(google, cloud.project), live_jobs(google, cloud.project, cloud.region)
-    labels = [one["labels"].get("run", "") for one in running]
-    if run:
-        label = found_run([*labels, *(one["displayName"] for one in jobs)], re.sub(r"[^a-z0-9-]", "-", run.lower()))
-        jobs = [one for one in jobs if one["displayName"] == label]
-    requests = deletions(cloud.project, running, label if run else "")
+    wanted = cloud_settings(CloudSettings, overrides or [])
+    try:
+        google, cloud = connected(wanted)
+    except CloudError as problem:
+        if not dry_run:
+            raise
+        tell(f"{problem}; so this is how it would be looked for")
+        show_requests(listings(connected(wanted, True)[1]))
+        return
+    requests = stop_requests(google, cloud, run)
     if dry_run:
         show_requests(requests)
         return
-    names = [request.why.removeprefix("delete ") for request in requests] + [one["displayName"] for one in jobs]
-    what = ", ".join(names)
+    what = ", ".join(request.why.partition(" ")[2] for request in requests)
     if not what:
         typer.echo("nothing runs")
         return
-    if not yes and not typer.confirm(f"delete {what}?", default=False, err=True):
+    if not yes and not typer.confirm(f"end {what}?", default=False, err=True):
         raise CommandError("nothing was stopped")
     for request in requests:
         call(google, request)
-    for one in jobs:
-        cancel(google, one)
     typer.echo(f"stopped: {what}")
+
 
 # %% ../../nbs/cli/26_cloud.ipynb #34c52d51
 @cloud_app.command("logs")
@@ -360,12 +403,15 @@ def cloud_logs(
     overrides:CloudArgument = None,
 )->None:
     "What the machines of a run have said."
-    from card_classifier.cloud.machine import machine_log, noted_states
+    from card_classifier.cloud.machine import label_of, machine_log, noted_states, run_label
     from card_classifier.cloud.storage import Bucket
+    from card_classifier.cloud.vertex import custom_jobs, job_log
     google, cloud = connected(cloud_settings(CloudSettings, overrides or []))
     bucket = Bucket(google, cloud.bucket)
-    log = machine_log(google, bucket, cloud.project, found_run(noted_states(bucket), run))
-    typer.echo(log or "nothing yet: a machine needs some minutes to start")
+    name = found_run(noted_states(bucket), run)
+    jobs = [one for one in custom_jobs(google, cloud, tell) if label_of(one) == run_label(name)]
+    log = [machine_log(google, bucket, cloud.project, name), job_log(google, cloud.project, jobs)]
+    typer.echo("\n".join(filter(None, log)) or "nothing yet: a machine needs some minutes to start")
 
 @cloud_app.command("get")
 @one_line_errors

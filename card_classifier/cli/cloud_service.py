@@ -112,12 +112,13 @@ def cloud_deploy(
         show_requests(dry_requests(settings, image, name))
         return
     body, jobs = deployment(settings, image)
-    before = served(read_service(google, settings) or {})
+    service = read_service(google, settings)
+    before = served(service or {})
     if not yes and not typer.confirm(f"deploy {image} to {settings.project}?", default=False, err=True):
         raise CommandError("nothing was deployed")
     put_jobs(google, settings, jobs)
     from card_classifier.cloud.deploy import carry_out
-    carry_out(google, revision_request(settings, body, before, name))
+    carry_out(google, revision_request(settings, body, before, name, service is not None))
     take_over(google, settings, before, name)
 
 # %% ../../nbs/cli/27_cloud_service.ipynb #9e7763d8
@@ -140,7 +141,7 @@ def take_over(
             carry_out(google, traffic_request(settings, before))
         raise CommandError(f"{problem}; all traffic stays with {old or 'it, because there is no other one'}") from None
     if old:
-        verdict = canary(google, settings, old, name, lambda line: typer.echo(line, err=True))
+        verdict = canary(google, settings, before, name, lambda line: typer.echo(line, err=True))
         if not verdict.goes_on:
             raise typer.Exit(1)
     typer.echo(f"{name} serves at {service.get('uri', address)}")
@@ -220,15 +221,16 @@ def cloud_check(
     report = check_project(google, machine, serving, team or [])
     print_table("", ["what", "", ""], [(one.what, one.state, one.detail) for one in report.findings])
     print_table("the data", ["who", "may"], sorted(report.access.items()))
-    costs = [(what, f"{usd:.2f}", how) for what, usd, how in report.costs]
+    costs = [(what, "?" if usd is None else f"{usd:.2f}", how) for what, usd, how in report.costs]
     print_table("a month, list prices", ["what", "USD", "how"], costs)
     for line in report.on:
         typer.echo(f"left on: {line}")
     for line in report.problems:
         typer.echo(f"access: {line}")
+    if not team:
+        typer.echo("who should have access was not said: --team user:somebody@example.org, once for each")
     wrong = sum(one.state != THERE for one in report.findings) + len(report.problems)
     if wrong:
         typer.echo(f"{wrong} things are missing, wrong or unknown; next: see deploy/cloud/infrastructure")
         raise typer.Exit(1)
-    typer.echo("nothing is missing; end what is left on with: card-classifier cloud stop --all" if report.on else
-               "nothing is missing, and nothing is left on")
+    typer.echo(f"nothing is missing, and {'some things are' if report.on else 'nothing is'} left on")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'BundleOption', 'LastOption', 'SinceOption', 'UntilOption', 'RateOption', 'FewOption', 'PageOption',
-           'EvidentlyOption', 'JsonOption', 'drift_app', 'PicturesOption', 'RecipeFolder', 'report_rows',
+           'EvidentlyOption', 'FewOkOption', 'JsonOption', 'drift_app', 'PicturesOption', 'RecipeFolder', 'report_rows',
            'print_report', 'report_json', 'write_page', 'say_next', 'drift', 'answered_rows', 'evenly',
            'reference_photos', 'recipe_bundle', 'make_reference', 'drift_recipe', 'absolute_url']
 
@@ -102,6 +102,8 @@ RateOption = Annotated[float, typer.Option(min=.001, max=.5, help="Allowed rate 
 FewOption = Annotated[int, typer.Option(min=10, help="Smallest number of pictures to judge by")]
 PageOption = Annotated[Path | None, typer.Option(help="Also write an HTML page here")]
 EvidentlyOption = Annotated[Path | None, typer.Option(help="Also write Evidently's report here")]
+FewOkOption = Annotated[bool, typer.Option(
+    "--few-ok", help="End with 0 also for too few pictures, for schedulers that know only success and failure")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output")]
 
 # %% ../../nbs/cli/24_drift.ipynb #f0e3f91f
@@ -125,6 +127,7 @@ def drift(
     page:PageOption = None,
     evidently:EvidentlyOption = None,
     as_json:JsonOption = False,
+    few_ok:FewOkOption = False,
 )->None:
     "Compares the newest pictures with the bundle's reference. Ends with 1 for drift, 3 for too few pictures to tell."
     if context.invoked_subcommand:
@@ -140,7 +143,7 @@ def drift(
         from card_classifier.watching.evidently import write_evidently
         write_evidently(evidently, window, reference)
     say_next(report, page)
-    raise typer.Exit(EXIT_CODES[report.verdict])
+    raise typer.Exit(0 if few_ok and report.verdict == "too few to tell" else EXIT_CODES[report.verdict])
 
 # %% ../../nbs/cli/24_drift.ipynb #a57eace8
 def answered_rows(

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MADE_BY', 'QUALITY', 'KEPT_SIDE', 'CARD_SIZE', 'COLUMNS', 'safe_part', 'distinct_places', 'is_ours',
-           'PictureFolder', 'full_photo', 'card_pictures', 'keep_pictures', 'table_rows', 'table_text', 'check_table',
-           'write_table']
+           'why_closed', 'check_folders', 'PictureFolder', 'full_photo', 'card_pictures', 'keep_pictures', 'table_rows',
+           'table_text', 'check_table', 'write_table']
 
 # %% ../../nbs/cli/11_keeping.ipynb #be28af19
 import csv
 import io
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .terminal import CommandError
-from ..files import whole_file, write_file
+from .terminal import CommandError, system_error_text
+from ..files import is_passage, whole_file, write_file
 from ..formats import IMAGE_SUFFIXES
 
 # %% ../../nbs/cli/11_keeping.ipynb #a5545539
@@ -60,6 +61,36 @@ def is_ours(
             return MADE_BY in file.read(512) and path.suffix == ".jpg"
     except OSError:
         return False
+
+# %% ../../nbs/cli/11_keeping.ipynb #5d0a1f22
+def why_closed(
+    folder:Path,
+)->str: # Empty if something can be written there
+    "Why a folder takes no file: by trying, because not even root may write everywhere."
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return system_error_text(OSError(error.errno, error.strerror))
+
+def check_folders(
+    folders:dict[str, str], # By the option that names them; empty: not wanted
+)->None:
+    "Raises `CommandError` for a folder that can't be made or written to."
+    for option, folder in folders.items():
+        if not folder:
+            continue
+        path = Path(folder)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise CommandError(f"{option} {folder}: that is a file; name a folder") from None
+        except OSError as error:
+            reason = system_error_text(OSError(error.errno, error.strerror))
+            raise CommandError(f"{option} {folder}: the folder can't be made: {reason}") from None
+        refused = why_closed(path)
+        if refused:
+            raise CommandError(f"{option} {folder}: nothing can be written to this folder: {refused}")
 
 # %% ../../nbs/cli/11_keeping.ipynb #c61ff88c
 class PictureFolder:
@@ -128,14 +159,14 @@ def card_pictures(
     photo:Any,   # uint8 (h, w, 3), RGB
     answer:dict, # About this photo
 )->Iterator[tuple[str, Any]]: # What it shows, and a `PIL.Image.Image`
-    "Every card of a photo, straightened, in reading order; the photo itself if it was read as a whole."
+    "Every card of a photo, straightened, as they are read or held; the photo itself if it was read as a whole."
     import numpy as np
     from PIL import Image
 
     from card_classifier.images import straighten
-    from card_classifier.recognition.annotation import reading_order
+    from card_classifier.recognition.annotation import order_of_cards
     cards = answer["cards"]
-    for number in reading_order([card["corners"] for card in cards]):
+    for number in order_of_cards(cards, photo.shape[1]/photo.shape[0]):
         card = cards[number]
         name = "unclear" if card["is_rejected"] else card["card"].replace(" ", "-")
         if card["corners"] is None:
@@ -164,24 +195,25 @@ def keep_pictures(
 
 # %% ../../nbs/cli/11_keeping.ipynb #524c0c47
 COLUMNS = ("file", "number", "card", "short_name", "probability", "is_rejected", "x1", "y1", "x2", "y2", "x3", "y3",
-    "x4", "y4", "rejection_reason", "error")
+    "x4", "y4", "seen", "rejection_reason", "error")
 
 def table_rows(
     answer:dict, # About one photo
 )->Iterator[dict[str, Any]]: # By column; what is missing is empty
     "The rows of one photo."
     from card_classifier.cards import Card
-    from card_classifier.recognition.annotation import reading_order
+    from card_classifier.recognition.annotation import order_of_cards
     if answer["error"]:
         yield {"file": answer["file"], "error": answer["error"]}
         return
     cards = answer["cards"]
-    for number, index in enumerate(reading_order([card["corners"] for card in cards]), 1):
+    for number, index in enumerate(order_of_cards(cards), 1):
         card = cards[index]
         numbers = [f"{value:.4f}" for point in card["corners"] or [] for value in point]
         yield {"file": answer["file"], "number": number, "card": card["card"],
             "short_name": Card.parse(card["card"]).short_name, "probability": f"{card['probability']:.4f}",
             "is_rejected": str(card["is_rejected"]).lower(), "rejection_reason": card["rejection_reason"],
+            "seen": card["seen"],
             **dict(zip(COLUMNS[6:14], numbers, strict=False))}
 
 # %% ../../nbs/cli/11_keeping.ipynb #7f4427a9
@@ -206,8 +238,12 @@ def check_table(
     path = Path(file)
     if path.suffix.lower() in IMAGE_SUFFIXES or os.path.realpath(file) in {os.path.realpath(one) for one in originals}:
         raise CommandError(f"--csv {file} would overwrite a picture: name the table, for instance cards.csv")
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
         raise CommandError(f"--csv {file}: {'that is a folder' if path.is_dir() else 'there is no such folder'}")
+    refused = "" if is_passage(path) else why_closed(folder)
+    if refused:
+        raise CommandError(f"--csv {file}: nothing can be written to this folder: {refused}")
 
 def write_table(
     file:str,           # Where the table goes

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MENTIONED', 'LONGEST_COLUMN', 'ROOM_FOR_WORDS', 'MOST_THREADS', 'HANDS', 'HandOption', 'BySuitOption',
-           'OneDeckOption', 'FilesArgument', 'PerSecondOption', 'PrivateOption', 'FEWEST_FOR_BAR', 'percent', 'doubt',
-           'in_words', 'columns_for', 'answer_line', 'Job', 'failed_answer', 'fetched', 'look', 'in_order',
-           'standard_input', 'answers_about', 'hand_line', 'photo_bar', 'print_answer', 'closing_lines', 'run_job',
-           'check_wishes', 'predict']
+           'OneDeckOption', 'FilesArgument', 'PerSecondOption', 'PrivateOption', 'FEWEST_FOR_BAR', 'cards_in_order',
+           'percent', 'doubt', 'in_words', 'columns_for', 'answer_line', 'Job', 'failed_answer', 'fetched', 'look',
+           'in_order', 'standard_input', 'piped_in', 'answers_about', 'hand_line', 'photo_bar', 'print_answer',
+           'closing_lines', 'run_job', 'check_wishes', 'predict']
 
 # %% ../../nbs/cli/13_prediction.ipynb #42eb15a3
 import os
@@ -25,14 +25,22 @@ from typing import Annotated, Any
 import typer
 
 from card_classifier.cli.keeping import (
-    PictureFolder, check_table, distinct_places, keep_pictures, table_text, write_table,
+    PictureFolder, check_folders, check_table, distinct_places, keep_pictures, table_text, write_table,
 )
 from .runs import find_bundle
-from .sources import ADDRESS, CAMERA, STANDARD_INPUT, VIDEO, Source, find_sources
+from .sources import ADDRESS, CAMERA, PIPE, STANDARD_INPUT, VIDEO, Source, find_sources
 from .start import nothing_begun
 from .streams import json_line, visible
 from .terminal import CommandError, app, one_line_errors, progress_bars, system_error_text, tell
 from ..machine import available_cpus
+
+# %% ../../nbs/cli/13_prediction.ipynb #5ad0b201
+def cards_in_order(
+    answer:dict, # About one photo or video
+)->list[dict]:
+    "Its cards as they lie or are held; those of a film in the order in which they appeared."
+    from card_classifier.recognition.annotation import cards_as_read
+    return answer["cards"] if "n_frames" in answer else cards_as_read(answer)
 
 # %% ../../nbs/cli/13_prediction.ipynb #9ab73dd0
 MENTIONED = 0.05 # Probability from which on another card is worth a word
@@ -62,14 +70,11 @@ def in_words(
 )->tuple[str, str]: # The cards, and what is to be said about them
     "An answer for people."
     from card_classifier.cards import Card
-    from card_classifier.recognition.annotation import cards_as_read
     if answer["error"]:
         return "not read", visible(str(answer["error"]))
     if answer["is_rejected"]:
         return "no card", visible(answer["rejection_reason"] or "")
-    is_film = "n_frames" in answer # Whose cards stand in the order in which they appeared
-    cards = answer["cards"] if is_film else cards_as_read(answer)
-    first = answer["cards"][0]
+    cards, first = cards_in_order(answer), answer["cards"][0]
     doubts = [doubt(card, card.get("top") or (answer["top"] if card is first else [])) for card in cards]
     names = " ".join(Card.parse(card["card"]).short_name for card in cards)
     said = "; ".join(one for one in doubts if one)
@@ -77,7 +82,7 @@ def in_words(
         return names, said
     lowest = percent(min(card["probability"] for card in cards))
     words = f"{cards[0]['card']}, {lowest}" if len(cards) == 1 else f"{len(cards)} cards, each {lowest} or more"
-    return names, f"{words}, in {answer['n_frames']} frames" if is_film else words
+    return names, f"{words}, in {answer['n_frames']} frames" if "n_frames" in answer else words
 
 # %% ../../nbs/cli/13_prediction.ipynb #1c3b95e8
 LONGEST_COLUMN = 48 # Characters that the column of names takes at most
@@ -217,6 +222,22 @@ def standard_input()->bytes:
         raise CommandError(f"standard input has more than {MAX_FILE_BYTES >> 20} MiB: name the file instead")
     return content
 
+def piped_in(
+    source:Source,
+)->bytes|None: # None for what is read where it lies
+    "What comes through standard input or a pipe, such as `<(convert photo.raw jpg:-)`. Raises `CommandError`."
+    from card_classifier.images import MAX_FILE_BYTES
+    if source.kind == STANDARD_INPUT:
+        return standard_input()
+    if source.kind != PIPE:
+        return None
+    with open(source.name, "rb") as pipe:
+        content = pipe.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise CommandError(f"{source.name} brings more than {MAX_FILE_BYTES >> 20} MiB: name a file instead")
+    return content
+
+# %% ../../nbs/cli/13_prediction.ipynb #5d0a1f32
 def answers_about(
     job:Job,
     sources:list[Source],
@@ -228,7 +249,7 @@ def answers_about(
     photos:list[tuple[Source, str]] = []
     def answers()->Iterator[dict]:
         n_threads = max(1, min(available_cpus(), MOST_THREADS, len(photos)))
-        with_input = ((*one, standard_input() if one[0].kind == STANDARD_INPUT else None) for one in photos)
+        with_input = ((*one, piped_in(one[0])) for one in photos)
         yield from in_order(lambda one: look(job, *one), with_input, n_threads, job.stopping)
         photos.clear()
     for source, place in zip(sources, places, strict=True):
@@ -256,14 +277,13 @@ PrivateOption = Annotated[bool, typer.Option(
     "--allow-private", help="Also fetch from addresses of this machine and its network")]
 
 def hand_line(
-    answer:dict,       # About one photo
+    answer:dict,       # About one photo or video
     is_by_suit:bool,   # Sorted as in bridge, not as the cards lie
 )->str:
-    "The cards of a photo, such as `A♥ K♦ 9♦ J♠`; a dash for none."
+    "Its cards, such as `A♥ K♦ 9♦ J♠`; a dash for none."
     from card_classifier.cards import Card
-    from card_classifier.recognition.annotation import cards_as_read
     from card_classifier.recognition.hands import by_suit
-    cards = [Card.parse(one["card"]) for one in cards_as_read(answer) if not one["is_rejected"]]
+    cards = [Card.parse(one["card"]) for one in cards_in_order(answer) if not one["is_rejected"]]
     order = by_suit([card.index for card in cards]) if is_by_suit else range(len(cards))
     return " ".join(cards[number].short_name for number in order) or "–"
 
@@ -300,13 +320,12 @@ def print_answer(
 def closing_lines(
     answers:list[dict],
     seconds:float, # That all of them took, without the start
-    kept:dict[str, str], # What was written: its name and where it lies
+    kept:dict[str, str], # What was written: its name and where it lies; empty: nothing
 )->Iterator[str]:
     "What is said at the end, on standard error."
     if len(answers) > 1:
         yield f"{len(answers)} in {seconds:.1f} s, {len(answers)/max(seconds, 1e-9):.3g} a second"
-    for what, where in kept.items():
-        yield f"{what}: {visible(where)}"
+    yield from (f"{what}: {visible(where)}" for what, where in kept.items() if where)
     n_failed = sum(answer["error"] is not None for answer in answers)
     if n_failed:
         yield f"{n_failed} of {len(answers)} could not be read"
@@ -339,10 +358,13 @@ def check_wishes(
     csv:str,  # File for the table, or nothing
     as_json:bool,
     show:bool,
+    hand:str="", # The option that asks for the cards alone, if any
 )->None:
     "Raises `CommandError` for wishes that don't go together."
     if csv == "-" and as_json:
         raise CommandError("--json and --csv - both want standard output: give the table a file")
+    if hand and (as_json or csv == "-"):
+        raise CommandError(f"{hand} and {'--json' if as_json else '--csv -'} both want standard output: choose one")
     if csv not in ("", "-"):
         check_table(csv, [source.name for source in sources])
     if show and not any(source.kind in (VIDEO, CAMERA) for source in sources):
@@ -368,7 +390,8 @@ def predict(
 )->None:
     "Names the cards on each photo, with probabilities. The exit code is the number of unreadable photos, up to 100."
     sources, n_videos = find_sources(files)
-    check_wishes(sources, csv, as_json, show)
+    check_wishes(sources, csv, as_json, show, "--by-suit" if sort_by_suit else "--hand"*hand)
+    check_folders({"--save": save, "--crops": crops})
     with nothing_begun():
         from card_classifier.recognition.engine import engine_cache
         from card_classifier.recognition.predictor import Predictor
@@ -380,8 +403,7 @@ def predict(
     form = HANDS[sort_by_suit] if hand or sort_by_suit else "text"
     start = time.perf_counter()
     answers = run_job(job, sources, "json" if as_json else "csv" if csv == "-" else form, csv)
-    wanted = {"annotated pictures": save, "cards": crops, "table": csv if csv != "-" else ""}
-    kept = {what: where for what, where in wanted.items() if where}
+    kept = {"annotated pictures": save, "cards": crops, "table": csv if csv != "-" else ""}
     for line in closing_lines(answers, time.perf_counter() - start, kept):
         tell(line)
     if n_videos:

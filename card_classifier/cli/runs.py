@@ -75,7 +75,12 @@ def find_bundle(
     root = find_checkout()
     if root is None:
         raise CommandError(f"{name} is not a bundle: it has no {BUNDLE_FILE}")
-    run = find_run(root/"outputs", name)
+    try:
+        run = find_run(root/"outputs", name)
+    except CommandError:
+        if not Path(name).exists():
+            raise
+        raise CommandError(f"{name} is not a bundle: it has no {BUNDLE_FILE}") from None
     if (run/"bundle"/BUNDLE_FILE).is_file():
         return run/"bundle"
     advice = f"finish it with: card-classifier train --resume {run.name}"

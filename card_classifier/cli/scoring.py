@@ -115,12 +115,13 @@ def score(
     address:AddressOption = "",
     workers:WorkersOption = 0,
     top_k:Annotated[int, typer.Option("--top", min=1, max=53, help="How many candidates are kept for each card")] = 5,
+    one_deck:Annotated[bool, typer.Option("--one-deck", help="All cards of a picture are from one deck")] = False,
     as_json:Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output")] = False,
 )->None:
     "Reads all pictures of a folder, a tar or a bucket into Parquet files. Run again, it goes on where it stopped."
     from card_classifier.batch.score import score as score_all
     with pace_shown() as report:
-        result = score_all(source, to, find_bundle(bundle), address, workers, top_k, report)
+        result = score_all(source, to, find_bundle(bundle), address, workers, top_k, report, one_deck)
     if as_json:
         typer.echo(result_json(result))
     else:

@@ -6,13 +6,16 @@
 __all__ = ['IMAGE', 'CANDIDATE', 'JOBS', 'CANARY_FILE', 'names_of', 'filled', 'service_path', 'read_service', 'served',
            'candidate_address', 'traffic', 'revision_name', 'revision_request', 'traffic_request', 'carry_out',
            'job_path', 'job_request', 'run_job', 'canary_rules', 'figures_request', 'read_figures', 'is_more_often',
-           'Verdict', 'compare', 'tested', 'canary', 'revisions', 'earlier_revision']
+           'Verdict', 'compare', 'tested', 'interruptible', 'canary', 'revisions', 'earlier_revision']
 
 # %% ../../nbs/cloud/06_deploy.ipynb #adfa84d9
 import math
 import re
+import signal
+import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -71,9 +74,13 @@ def read_service(
 def served(
     service:dict, # From `read_service`
 )->dict[str, int]: # Percent by revision
-    "Which revisions get traffic."
-    return {one["revision"]: one["percent"] for one in service.get("trafficStatuses", ())
-            if one.get("percent") and one.get("revision")}
+    "Which revisions get traffic; a share of the latest one, which is named elsewhere, is of that one."
+    latest, shares = service.get("latestReadyRevision", "").rpartition("/")[2], {}
+    for one in service.get("trafficStatuses", ()):
+        name = one.get("revision") or latest
+        if one.get("percent") and name:
+            shares[name] = shares.get(name, 0) + one["percent"]
+    return shares
 
 def candidate_address(
     service:dict,
@@ -101,16 +108,17 @@ def revision_name(
 def revision_request(
     settings:DeploySettings, # With its project
     body:dict,               # The service, filled in
-    before:dict[str, int],   # From `served`; empty: there is no service yet
+    before:dict[str, int],   # From `served`; empty: no revision serves
     name:str,                # Of the new revision
+    is_there:bool=True,      # Whether there is a service
 )->Request:
-    "Asks for a new revision, without traffic unless it is the first."
-    template = {**body["template"], "revision": name}
-    if not before:
-        path, _, service = service_path(settings).rpartition("/")
-        return Request("run", "POST", path, {**body, "template": template}, {"serviceId": service}, f"make {service}")
-    changed = {**body, "template": template, "traffic": traffic(before, name)}
-    return Request("run", "PATCH", service_path(settings), changed, why=f"the revision {name}")
+    "Asks for a new revision, without traffic unless it is the first that serves."
+    shares = traffic(before, name) if before else [{"type": "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST", "percent": 100}]
+    made = {**body, "template": {**body["template"], "revision": name}, "traffic": shares}
+    if is_there:
+        return Request("run", "PATCH", service_path(settings), made, why=f"the revision {name}")
+    path, _, service = service_path(settings).rpartition("/")
+    return Request("run", "POST", path, made, {"serviceId": service}, f"make {service}")
 
 def traffic_request(
     settings:DeploySettings,
@@ -251,25 +259,42 @@ def tested(
     except Exception as error:
         raise CloudError(f"the new revision fails its tests: {' '.join(str(error).split())[:200]}") from None
 
+@contextmanager
+def interruptible()->Iterator[None]:
+    "Makes SIGTERM, with which a workflow that is cancelled ends its steps, an interruption."
+    def interrupt(*_:Any)->None:
+        raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread(): # No other may hear signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# %% ../../nbs/cloud/06_deploy.ipynb #5d1f0f01
 def canary(
     google:Google,
     settings:DeploySettings,
-    before:str,  # Revision in service
-    new:str,     # Revision that was tested
+    shares:dict[str, int], # Percent by revision in service, from `served`
+    new:str,               # Revision that was tested
     say:Callable[[str], Any],
 )->Verdict:
     "Gives a new revision some traffic for a while, compares, and goes on or back."
-    share = settings.canary_percent
-    carry_out(google, traffic_request(settings, {before: 100 - share, new: share}, new))
-    say(f"{share} % go to {new}, for {settings.canary_minutes:g} minutes")
+    share, before = settings.canary_percent, max(shares, key=shares.get)
     try:
-        google.sleep(settings.canary_minutes*60)
-        figures = read_figures(google, settings, settings.canary_minutes)
-        verdict = compare(figures.get(before, {}), figures.get(new, {}), settings.canary_requests)
-    except (CloudError, KeyboardInterrupt) as error:
-        verdict = Verdict(False, str(error) or "interrupted")
-    carry_out(google, traffic_request(settings, {new: 100} if verdict.goes_on else {before: 100}))
-    say(f"all traffic goes to {new if verdict.goes_on else before}: {verdict.why}")
+        with interruptible():
+            carry_out(google, traffic_request(settings, {before: 100 - share, new: share}, new))
+            say(f"{share} % go to {new}, for {settings.canary_minutes:g} minutes")
+            google.sleep(settings.canary_minutes*60)
+            figures = read_figures(google, settings, settings.canary_minutes)
+            verdict = compare(figures.get(before, {}), figures.get(new, {}), settings.canary_requests)
+    except (Exception, KeyboardInterrupt) as error: # Whatever it is, nobody is left with a revision that nobody judged
+        verdict = Verdict(False, " ".join(str(error).split())[:200] or "interrupted")
+    carry_out(google, traffic_request(settings, {new: 100} if verdict.goes_on else shares))
+    say(f"all traffic goes to {new if verdict.goes_on else ', '.join(shares)}: {verdict.why}")
     return verdict
 
 # %% ../../nbs/cloud/06_deploy.ipynb #b84e6466

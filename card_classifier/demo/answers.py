@@ -18,6 +18,7 @@ from ..cards import NO_CARD, Card, Rank, Suit
 from .drawing import blank_svg, card_back_svg, card_svg
 from .templates import TEXTS, card_name, colour_class, counted, fill_template, percent
 from ..recognition.annotation import CERTAIN, INDEX_INSET, index_place, order_of_cards
+from ..recognition.answer import SEEN
 
 # %% ../../nbs/demo/03_answers.ipynb #83fe5e80
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def page_answer(
     cards, shapes = answer["cards"], shapes_of(answer["cards"], aspect_of(answer))
     told = [{"number": one.number, "label": one.label, "card": cards[one.number]["card"],
         "probability": cards[one.number]["probability"], "is_clear": not cards[one.number]["is_rejected"],
-        "corners": cards[one.number]["corners"]} for one in shapes]
+        "corners": cards[one.number]["corners"], "seen": cards[one.number].get("seen", SEEN[False])} for one in shapes]
     return {
         "status": 200,
         "request_id": answer["request_id"],

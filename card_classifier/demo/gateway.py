@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REASONS', 'IMMUTABLE', 'MEDIA_TYPES', 'EVENT_BYTES', 'EVENT_KEYS', 'HERE', 'WHERE_IT_IS', 'CONTENT_SECURITY_POLICY',
            'PAGE_HEADERS', 'LIVE_SHARE', 'THREADS', 'CORRECTION_THREADS', 'CORRECTION_BYTES', 'RefusedRequestError',
-           'refusal_response', 'too_large', 'limit_body', 'page_file', 'file_response', 'names_a_file', 'is_of_page',
-           'checked_event', 'rewrite_page', 'call_app', 'PageRoutes', 'client_of', 'read_photo', 'PhotoRoutes',
-           'DemoGateway', 'respond', 'serve_gateway']
+           'refusal_response', 'too_large', 'limit_body', 'unpacked', 'page_file', 'file_response', 'names_a_file',
+           'is_of_page', 'checked_event', 'rewrite_page', 'call_app', 'PageRoutes', 'client_of', 'read_photo',
+           'PhotoRoutes', 'DemoGateway', 'respond', 'serve_gateway']
 
 # %% ../../nbs/demo/09_gateway.ipynb #0d063042
 import asyncio
@@ -36,10 +36,11 @@ REASONS = {
 }
 
 class RefusedRequestError(Exception):
-    "A request that is not answered; carries the status, a sentence for people, and perhaps headers."
-    def __init__(self, status:int, sentence:str, headers:dict[str, str]|None=None):
+    "A request that is not answered; carries the status, a sentence for people, and perhaps headers and details."
+    def __init__(self, status:int, sentence:str, headers:dict[str, str]|None=None, detail:str=""):
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, headers or {}
+        self.detail = detail or sentence
 
 def refusal_response(
     refusal:RefusedRequestError,
@@ -48,9 +49,9 @@ def refusal_response(
     "A refusal as both of those who may read it expect it."
     content = {
         "type": f"urn:card-classifier:problem:{REASONS.get(refusal.status, 'malformed-request')}",
-        "title": refusal.sentence,
+        "title": refusal.sentence.rstrip("."), # As the API has titles
         "status": refusal.status,
-        "detail": refusal.sentence,
+        "detail": refusal.detail,
         "request_id": request_id,
         "error": refusal.sentence,
     }
@@ -78,6 +79,14 @@ def limit_body(
             raise too_large(limit)
         return message
     return counted
+
+# %% ../../nbs/demo/09_gateway.ipynb #5f2a98a1
+@functools.lru_cache(maxsize=256)
+def unpacked(
+    content:bytes, # Of `page_file`; clients who read slowly share what is held for them
+)->bytes:
+    "A file of the page for browsers that unpack nothing."
+    return gzip.decompress(content)
 
 # %% ../../nbs/demo/09_gateway.ipynb #5df6c0f3
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -117,7 +126,7 @@ def file_response(
     if is_packed and accepts_gzip:
         headers["Content-Encoding"] = "gzip"
     elif is_packed:
-        content = gzip.decompress(content)
+        content = unpacked(content)
     return Response(content, media_type=media_type, headers=headers)
 
 # %% ../../nbs/demo/09_gateway.ipynb #e32511ed
@@ -203,7 +212,7 @@ async def call_app(
     body:bytes=b"",# Of the request
 )->tuple[int, bytes]: # Status and body, not compressed
     "What an app answers, as a whole."
-    dropped = (b"accept-encoding", b"content-length", b"host", b"forwarded")
+    dropped = (b"accept-encoding", b"content-length", b"cookie", b"host", b"forwarded") # Cookies take long to parse
     headers = [(name, value) for name, value in scope["headers"]
                if name not in dropped and not name.startswith(b"x-forwarded-")]
     headers += [(b"content-length", str(len(body)).encode()), (b"host", HERE.encode())]
@@ -335,7 +344,7 @@ class DemoGateway:
         backend:Backend, # Whose bounds apply
         frontend:Path,   # The files of Gradio's page
     ):
-        self.page = page
+        self.page, self.has_api = page, backend.has_api
         self.folders = {"assets": frontend / "assets", "static": frontend / "static", "examples": EXAMPLES}
         pages, photos = PageRoutes(app, page, backend), PhotoRoutes(backend)
         self.routes = {
@@ -375,9 +384,11 @@ async def respond(
     taken += ["HEAD", "OPTIONS"] if "GET" in taken else []
     if taken and method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": ", ".join(taken)})
+    asked, docs = f"{request.method} {request.scope['path'][:200]}", f"{root}/docs" if gateway.has_api else f"{root}/"
     if taken:
-        raise RefusedRequestError(405, TEXTS["gateway"]["method"], {"Allow": ", ".join(taken)})
-    raise RefusedRequestError(404, TEXTS["gateway"]["nothing"])
+        detail = f"{asked}: it takes {', '.join(taken)}; see {docs}"
+        raise RefusedRequestError(405, TEXTS["gateway"]["method"], {"Allow": ", ".join(taken)}, detail)
+    raise RefusedRequestError(404, TEXTS["gateway"]["nothing"], detail=f"{asked}: see {docs}")
 
 # %% ../../nbs/demo/09_gateway.ipynb #8304c235
 async def serve_gateway(

@@ -146,7 +146,7 @@ class Patience:
         self,
         seconds:float=REQUEST_SECONDS,
     ):
-        self.seconds, self.left = seconds, threading.Event()
+        self.seconds, self.left, self.is_crowded_out = seconds, threading.Event(), False
         self.begin()
 
     def begin(self)->None:
@@ -156,6 +156,11 @@ class Patience:
     def leave(self)->None:
         "From any thread: nobody waits any more."
         self.left.set()
+
+    def crowd_out(self)->None:
+        "From any thread: others need what this one holds."
+        self.is_crowded_out = True
+        self.leave()
 
     def remaining(self)->float:
         "Seconds. Raises `StoppedError` when nobody waits, and `ImageTooLargeError` when none are left."
@@ -288,6 +293,7 @@ def locked(
         yield
         return
     import fcntl # Not on Windows
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True) # Who clears up temporary files may have been there
     with open(file, "ab") as turn:
         while True:
             try:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILE_MARGIN', 'MAX_TILES', 'WORKING_LENGTHS', 'WORKING_SIDE', 'FoundIndex', 'FoundIndices', 'index_label',
-           'tile_starts', 'cut_tiles', 'peaks_of', 'same_index', 'each_once', 'seen_at_both', 'detect_indices',
-           'read_indices', 'working_scales', 'region_around', 'reduced', 'locate_indices']
+           'tile_starts', 'cut_tiles', 'peaks_of', 'sizes_of', 'are_same', 'each_once', 'seen_at_both',
+           'detect_indices', 'read_indices', 'working_scales', 'region_around', 'reduced', 'locate_indices']
 
 # %% ../../nbs/recognition/06_indices.ipynb #8ef5d7e0
 from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ def cut_tiles(
         tile[:part.shape[0], :part.shape[1]] = part
     return tiles, places
 
-# %% ../../nbs/recognition/06_indices.ipynb #4ccd612d
+# %% ../../nbs/recognition/06_indices.ipynb #13584541
 def peaks_of(
     scores:np.ndarray,   # Shape (n, rows, columns), from 0 to 1
     threshold:float,     # Smallest score of an index
@@ -103,34 +103,47 @@ def peaks_of(
     highest = np.max([padded[:, y:y + rows, x:x + columns] for y in range(3) for x in range(3)], axis=0)
     return np.argwhere((scores >= threshold) & (scores == highest))
 
-def same_index(
-    first:FoundIndex,
-    second:FoundIndex,
-)->bool:
-    "Whether two answers are about one index: their middles are nearer than half of its height or width."
-    wide = min(np.linalg.norm(one.outline[1] - one.outline[0]) for one in (first, second))
-    reach = 0.5*max(min(first.height, second.height), wide)
-    return bool(np.linalg.norm(first.middle - second.middle) < reach)
+# %% ../../nbs/recognition/06_indices.ipynb #4ccd612d
+def sizes_of(
+    indices:Sequence[FoundIndex],
+)->np.ndarray: # Of each the middle, x and y, its height and its width, shape (n, 4)
+    "What tells whether two answers are about one index."
+    outlines = np.reshape([index.outline for index in indices], (-1, 4, 2))
+    middles, edges = outlines.mean(axis=1), outlines[:, 1] - outlines[:, 0]
+    up = (outlines[:, 0] + outlines[:, 1])/2 - middles
+    return np.column_stack([middles, 2*np.linalg.norm(up, axis=1), np.linalg.norm(edges, axis=1)])
+
+def are_same(
+    index:np.ndarray,  # A row of `sizes_of`
+    others:np.ndarray, # Some rows of it
+)->np.ndarray:         # Shape (n,), bool
+    "Whether answers are about one index: their middles are nearer than half of its height or width."
+    low = np.minimum(index[2:], others[:, 2:])
+    return np.hypot(*(others[:, :2] - index[:2]).T) < 0.5*low.max(axis=1)
 
 def each_once(
     indices:Iterable[FoundIndex],
 )->list[FoundIndex]: # The highest score first
     "Of answers about one index, the one with the highest score."
-    kept = []
-    for index in sorted(indices, key=lambda index: -index.score):
-        if not any(same_index(index, other) for other in kept):
-            kept.append(index)
-    return kept
+    ranked, kept = sorted(indices, key=lambda index: -index.score), []
+    sizes = sizes_of(ranked)
+    for number, size in enumerate(sizes):
+        if not are_same(size, sizes[kept]).any():
+            kept.append(number)
+    return [ranked[number] for number in kept]
 
+# %% ../../nbs/recognition/06_indices.ipynb #13584544
 def seen_at_both(
     first:Sequence[FoundIndex],  # Found in a larger picture, each once
     second:Sequence[FoundIndex], # Found in a smaller one, each once
 )->list[FoundIndex]:
     "All of them; what both found has the outline of the first and the higher of the two scores."
-    matches = [next((other for other in second if same_index(index, other)), None) for index in first]
-    merged = [index if other is None else replace(index, score=max(index.score, other.score))
-              for index, other in zip(first, matches, strict=True)]
-    return merged + [index for index in second if not any(same_index(index, other) for other in first)]
+    sizes, others, merged = sizes_of(first), sizes_of(second), []
+    for index, size in zip(first, sizes, strict=True):
+        is_same = are_same(size, others)
+        score = second[int(is_same.argmax())].score if is_same.any() else 0.0
+        merged.append(replace(index, score=max(index.score, score)))
+    return merged + [index for index, size in zip(second, others, strict=True) if not are_same(size, sizes).any()]
 
 # %% ../../nbs/recognition/06_indices.ipynb #b35dc09e
 MAX_TILES = 64 # That go through the network in one photo

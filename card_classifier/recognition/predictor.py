@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -371,9 +372,11 @@ class Predictor(OpenBundle):
         sources:Iterable[ImageSource], # Any number of them; read one chunk at a time
         top_k:int=5,                   # How many candidates to name for each
         keep_photo:bool=False,         # Whether each answer carries a small copy of its photo
+        is_one_deck:bool=False,        # Whether each card can be in a photo only once
     )->list[Prediction|ImageError]:    # In the same order; the error in place of an image that can't be read
         "Predictions for many photos; a bad one doesn't stop the others."
         remaining = iter(sources)
         chunks = iter(lambda: list(itertools.islice(remaining, BATCH_SIZE)), [])
-        answers = itertools.chain.from_iterable(examine(self, chunk, top_k, keep_photo) for chunk in chunks)
+        ask = partial(examine, self, top_k=top_k, keep_photo=keep_photo, is_one_deck=is_one_deck)
+        answers = itertools.chain.from_iterable(map(ask, chunks))
         return [one if isinstance(one, ImageError) else one.prediction for one in answers]

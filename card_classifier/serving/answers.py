@@ -9,7 +9,7 @@ __all__ = ['REQUEST_ID_EXAMPLE', 'FileAnswer', 'Coordinate', 'Point', 'Place', '
 # %% ../../nbs/serving/10_answers.ipynb #a9eed35a
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from card_classifier.recognition.answer import (
     CARD_EXAMPLE, CORNERS_EXAMPLE, VERSION_EXAMPLE, Prediction, openapi_fields,
@@ -73,7 +73,8 @@ class PredictAnswer(BaseModel):
         description="Milliseconds by stage, of the whole request",
         examples=[{"receive": 0.2, "wait": 0.1, "decode": 0.5, "detect": 0.1, "classify": 4.1, "total": 5.3}])
     ignored:list[str] = Field(
-        default_factory=list, description="Fields of the form that have no effect", examples=[["comment"]])
+        default_factory=list, examples=[["comment"]],
+        description="Fields of the form, or of the JSON object, that have no effect")
     predictions:list[FileAnswer] = Field(description="One for each file, in the order of the files")
 
 # %% ../../nbs/serving/10_answers.ipynb #9fb32384
@@ -83,6 +84,7 @@ Place = Annotated[list[Point], Field(min_length=4, max_length=4)]
 
 class FeedbackRequest(BaseModel):
     "Which card an earlier photo really showed."
+    model_config = ConfigDict(extra="forbid") # A misspelt `number` would mean the photo as a whole
     request_id:str = Field(
         pattern="^[0-9a-f]{32}$", description="Of the earlier answer", examples=[REQUEST_ID_EXAMPLE])
     card:str = Field(

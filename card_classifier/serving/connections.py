@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_TARGET', 'MAX_HEADER', 'MAX_HEADERS', 'MAX_HEADER_BYTES', 'FRAMING_RATIO', 'MAX_CONNECTIONS', 'CROWDED',
-           'HEADER_SECONDS', 'TOO_SLOW', 'MAX_AHEAD', 'NO_HTTP', 'TOO_MANY', 'MessageBounds', 'check_framing',
-           'plain_answer', 'note_refusal', 'address_of_client', 'is_waiting_for_client', 'make_room', 'is_answering',
+           'READING_SECONDS', 'SLOWEST_READING', 'CLOSING_SECONDS', 'HEADER_SECONDS', 'TOO_SLOW', 'MAX_AHEAD',
+           'NO_HTTP', 'TOO_MANY', 'MessageBounds', 'check_framing', 'plain_answer', 'note_refusal', 'address_of_client',
+           'is_waiting_for_client', 'make_room', 'is_answering', 'end_with', 'LeftProtocol', 'ReadProtocol',
            'TimedProtocol', 'CarefulProtocol']
 
 # %% ../../nbs/serving/13_connections.ipynb #710e47af
@@ -106,7 +107,9 @@ def is_waiting_for_client(
 )->bool:
     "Whether the next move is the client's."
     cycle = connection.cycle
-    return cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+    if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
+        return True
+    return connection.flow.write_paused # It does not read its answer
 
 def make_room(
     newest:HttpToolsProtocol, # A `TimedProtocol`
@@ -132,11 +135,85 @@ def is_answering(
         return True
     return cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
 
+def end_with(
+    connection:HttpToolsProtocol, # A `TimedProtocol`
+    problem:Problem,
+    request_id:str,
+)->None:
+    "Answers with a problem where no answer is under way, and ends the connection."
+    if not is_answering(connection):
+        connection.transport.write(plain_answer(problem, request_id))
+        connection.close_soon()
+    elif connection.flow.write_paused:
+        connection.transport.abort()
+    else:
+        connection.cycle.keep_alive = False # The connection ends with the answer that is under way
+
+# %% ../../nbs/serving/13_connections.ipynb #5f2a99a1
+class LeftProtocol(PlainProtocol):
+    "A connection all of whose requests hear that the client has left, where uvicorn tells the latest one only."
+    cycles:tuple|list = () # Of requests that are not answered yet
+
+    def on_headers_complete(self)->None:
+        super().on_headers_complete()
+        self.cycles = [one for one in {*self.cycles, self.cycle} - {None} if not one.response_complete]
+
+    def connection_lost(self, exc:Exception|None)->None:
+        for one in self.cycles:
+            one.disconnected = True
+            one.message_event.set()
+        super().connection_lost(exc)
+
+# %% ../../nbs/serving/13_connections.ipynb #5f2a94a1
+READING_SECONDS, SLOWEST_READING = 5, 8192 # How often one looks; bytes a second
+CLOSING_SECONDS = 5
+
+class ReadProtocol(LeftProtocol):
+    "A connection whose client reads what it is answered, or is cut off."
+    reading_task = None
+
+    def pause_writing(self)->None:
+        super().pause_writing()
+        if self.reading_task is None:
+            self.reading_task = self.loop.call_later(READING_SECONDS, self.check_reading, self.n_unread())
+
+    def n_unread(self)->int:
+        return self.transport.get_write_buffer_size()
+
+    def check_reading(self, before:int)->None:
+        self.reading_task, now = None, self.n_unread()
+        if not now or not self.flow.write_paused:
+            return
+        if before - now < READING_SECONDS * SLOWEST_READING:
+            return self.transport.abort()
+        self.reading_task = self.loop.call_later(READING_SECONDS, self.check_reading, now)
+
+    def resume_writing(self)->None:
+        super().resume_writing()
+        self.stop_reading_task()
+
+    def stop_reading_task(self)->None:
+        if self.reading_task is not None:
+            self.reading_task.cancel()
+        self.reading_task = None
+
+    def close_soon(self)->None:
+        self.transport.close() # Waits for the client to read, which may be for ever
+        self.loop.call_later(CLOSING_SECONDS, self.transport.abort)
+
+    def timeout_keep_alive_handler(self)->None:
+        if not self.transport.is_closing():
+            self.close_soon()
+
+    def connection_lost(self, exc:Exception|None)->None:
+        self.stop_reading_task()
+        super().connection_lost(exc)
+
 # %% ../../nbs/serving/13_connections.ipynb #71506234
 HEADER_SECONDS = 10
 TOO_SLOW = f"the headers did not arrive within {HEADER_SECONDS} seconds"
 
-class TimedProtocol(PlainProtocol):
+class TimedProtocol(ReadProtocol):
     "A connection whose headers come to an end, or whose client is sent away."
     is_given_up = False
 
@@ -174,11 +251,7 @@ class TimedProtocol(PlainProtocol):
         if self.is_given_up or self.transport.is_closing():
             return
         self.is_given_up, request_id = True, uuid.uuid4().hex
-        if is_answering(self):
-            self.cycle.keep_alive = False # The connection ends with the answer that is under way
-        else:
-            self.transport.write(plain_answer(problem, request_id))
-            self.transport.close()
+        end_with(self, problem, request_id)
         note_refusal(self.app, problem, request_id, time.monotonic() - self.since) # Last: no fault of it lets one stay
 
 # %% ../../nbs/serving/13_connections.ipynb #03e8770b

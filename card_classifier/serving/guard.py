@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['API_KEYS_VARIABLE', 'KEY_NOTE', 'KEY_HEADER', 'KEY_BEARER', 'API_PATHS', 'PAGE_PATHS', 'SECURITY_HEADERS',
-           'API_POLICY', 'PAGE_POLICY', 'OUR_MISTAKE', 'CROWDED_OUT', 'LINGER_SECONDS', 'SLOWEST_RATE', 'GONE',
-           'KNOWN_ROUTES', 'QUIET_PATHS', 'CLIENT_GONE', 'NO_KEY', 'KEYED_PATHS', 'KeysError', 'api_keys',
-           'is_key_right', 'added_headers', 'is_plain_failure', 'refusal_of', 'Exchange', 'body_too_large',
-           'receive_in_bounds', 'give_way', 'refuse', 'route_of', 'note', 'declared_length', 'Guard']
+           'API_POLICY', 'PAGE_POLICY', 'OUR_MISTAKE', 'CROWDED_OUT', 'PICTURE_PATHS', 'MESSAGE_BYTES', 'GONE',
+           'LINGER_SECONDS', 'SLOWEST_RATE', 'KNOWN_ROUTES', 'QUIET_PATHS', 'CLIENT_GONE', 'NO_KEY', 'KEYED_PATHS',
+           'KeysError', 'api_keys', 'is_key_right', 'added_headers', 'is_plain_failure', 'body_bound', 'refusal_of',
+           'Exchange', 'body_too_large', 'receive_in_bounds', 'give_way', 'refuse', 'route_of', 'note',
+           'declared_length', 'Guard']
 
 # %% ../../nbs/serving/07_guard.ipynb #83b013b1
 import asyncio
@@ -98,6 +99,17 @@ def is_plain_failure(
     kinds = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
     return message["status"] >= PROBLEMS["internal"][0] and (not kinds or kinds[0].startswith(b"text/"))
 
+# %% ../../nbs/serving/07_guard.ipynb #5f2a93a1
+PICTURE_PATHS = ("/v1/predict", "/demo/answer", "/demo/look")
+MESSAGE_BYTES = 256 * 2**10 # More than any request without a picture needs
+
+def body_bound(
+    path:str,               # Of the request
+    settings:ServeSettings,
+)->int:                     # Bytes
+    "How large the body of a request may be: large ones only where pictures are taken."
+    return settings.max_body if path in PICTURE_PATHS else min(settings.max_body, MESSAGE_BYTES)
+
 # %% ../../nbs/serving/07_guard.ipynb #005be24f
 def refusal_of(
     document:bytes, # A problem document
@@ -107,22 +119,21 @@ def refusal_of(
     return {"reason": found["type"].removeprefix(PROBLEM_TYPE), "detail": found.get("detail", found["title"])[:300]}
 
 # %% ../../nbs/serving/07_guard.ipynb #4c9e7627
-LINGER_SECONDS = 5  # For a refused client to stop sending and read why
-SLOWEST_RATE = 8192 # Bytes a second, once the first seconds are over: less than any mobile network brings
 GONE = {"type": "http.disconnect"}
 
 class Exchange:
     "One request: what has arrived of it, and what was answered."
     def __init__(self, scope:Scope, receive:Receive, send:Send, settings:ServeSettings):
         self.settings, self.raw_receive, self.raw_send = settings, receive, send
-        self.request_id, self.started = uuid.uuid4().hex, time.perf_counter()
-        self.began, self.client = time.monotonic(), (scope.get("client") or ("",))[0]
+        self.request_id, self.client = uuid.uuid4().hex, (scope.get("client") or ("",))[0]
+        self.started, self.began = time.perf_counter(), time.monotonic()
+        self.max_body = body_bound(scope["path"], settings)
         self.n_bytes, self.is_body_complete, self.is_crowded_out = 0, False, False
         self.patience:asyncio.Timeout|None = None # With the client, while a piece is awaited
         self.status, self.reason, self.is_problem = 0, "", False # Of the answer; why it was refused
         self.details:dict[str, Any] = {}                         # Further fields for the log
         self.headers = added_headers(scope["path"], self.request_id)
-        scope.setdefault("state", {})["exchange"] = self
+        scope.setdefault("state", {}).update(exchange=self, max_body=self.max_body)
 
     async def send(self, message:Message)->None:
         "Passes on what the application answers, unless it has been answered already."
@@ -153,11 +164,14 @@ class Exchange:
         return await receive_in_bounds(self)
 
 # %% ../../nbs/serving/07_guard.ipynb #8c19f24a
+LINGER_SECONDS = 5  # For a refused client to stop sending and read why
+SLOWEST_RATE = 8192 # Bytes a second, once the first seconds are over: less than any mobile network brings
+
 def body_too_large(
-    settings:ServeSettings,
+    max_body:int, # Bytes
 )->Problem:
     "The refusal of a body beyond the bound."
-    return Problem("body-too-large", f"at most {settings.max_body:,} bytes are taken in one request")
+    return Problem("body-too-large", f"at most {max_body:,} bytes are taken in one request here")
 
 async def receive_in_bounds(
     exchange:Exchange,
@@ -175,8 +189,8 @@ async def receive_in_bounds(
         return await refuse(exchange, Problem("body-too-slow", late + f"and one more for every {SLOWEST_RATE:,} bytes"))
     exchange.patience = None
     exchange.n_bytes += len(message.get("body", b""))
-    if exchange.n_bytes > settings.max_body:
-        return await refuse(exchange, body_too_large(settings))
+    if exchange.n_bytes > exchange.max_body:
+        return await refuse(exchange, body_too_large(exchange.max_body))
     return message
 
 # %% ../../nbs/serving/07_guard.ipynb #d8c40e16
@@ -264,7 +278,8 @@ class Guard:
         is_keyed = scope["path"].startswith(KEYED_PATHS) and scope["method"] != "OPTIONS" # Browsers send none with it
         if is_keyed and not await is_key_right(HTTPConnection(scope), self.keys):
             return Problem("unauthorized", NO_KEY)
-        return body_too_large(self.settings) if declared_length(scope) > self.settings.max_body else None
+        most = scope["state"]["max_body"]
+        return body_too_large(most) if declared_length(scope) > most else None
 
     async def __call__(self, scope:Scope, receive:Receive, send:Send)->None:
         if scope["type"] != "http":

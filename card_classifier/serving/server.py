@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEEP_ALIVE_SECONDS', 'MEMORY_FOLDER', 'RETENTION_SECONDS', 'MAX_JUMP_SECONDS', 'ListenError', 'bind', 'address_of',
            'allow_open_files', 'uvicorn_config', 'LoneServer', 'end_process', 'check_start', 'is_recording',
-           'worker_environment', 'wall_clock_offset', 'apply_limits', 'apply_retention_regularly', 'start_retention',
-           'Started', 'run_workers', 'serve']
+           'worker_environment', 'restore_folders', 'wall_clock_offset', 'apply_limits', 'apply_retention_regularly',
+           'start_retention', 'Started', 'run_workers', 'serve']
 
 # %% ../../nbs/serving/16_server.ipynb #4b5be4a9
 import dataclasses
@@ -175,6 +175,17 @@ def worker_environment(
             for name in shared:
                 os.environ.pop(name, None)
 
+def restore_folders(
+    settings:ServeSettings,
+)->None:
+    "Makes again what somebody who clears up temporary files has removed. Raises `OSError`."
+    spare = Path(os.environ[SPARE_VARIABLE])
+    for folder in (os.environ.get("PROMETHEUS_MULTIPROC_DIR"), spare.parent):
+        if folder:
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not spare.exists():
+        copy_bundle(Path(settings.bundle or released_bundle()), spare)
+
 # %% ../../nbs/serving/16_server.ipynb #aa00c114
 RETENTION_SECONDS = 3600
 MAX_JUMP_SECONDS = 3600
@@ -254,6 +265,7 @@ def run_workers(
             LoneServer(config, heard, grace).run(sockets=[bound])
             return
         def start()->Worker:
+            restore_folders(settings)
             return Worker(run_worker, config, [bound])
         supervise(Supervisor(start, n_workers, grace, metrics.replaced, metrics.publish), heard, [bound])
 

@@ -6,8 +6,8 @@
 __all__ = ['STOP', 'STARTING', 'STOPPING', 'TICK_SECONDS', 'PATIENCE', 'HUNG_SECONDS', 'SPAWN', 'ENDING', 'HEARD',
            'HURRY_SECONDS', 'LONGEST_PAUSE', 'MOST_FAILURES', 'PREFIX', 'LOCK_FILE', 'MAKING_SECONDS', 'StopClock',
            'BeatingServer', 'run_worker', 'deaf_to_the_terminal', 'Worker', 'send', 'ask_to_stop', 'pass_on_reload',
-           'bury', 'heard_signals', 'Supervisor', 'supervise', 'is_hurried', 'stop', 'lock_if_free', 'owned_folder',
-           'is_abandoned', 'remove_abandoned']
+           'bury', 'heard_signals', 'fill_up', 'Supervisor', 'supervise', 'is_hurried', 'stop', 'lock_if_free',
+           'owned_folder', 'is_abandoned', 'remove_abandoned']
 
 # %% ../../nbs/serving/14_supervision.ipynb #68adc49b
 import ctypes
@@ -172,9 +172,21 @@ def heard_signals()->Iterator[deque]: # Of pairs: when, and which
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/serving/14_supervision.ipynb #2086e8ad
-LONGEST_PAUSE = 4.0 # Seconds before a worker is started again that died before it served
+# %% ../../nbs/serving/14_supervision.ipynb #5f2a98c1
+LONGEST_PAUSE = 4.0 # Seconds before a worker is started again that died before it served, or could not be started
 
+def fill_up(
+    supervisor:"Supervisor",
+)->None:
+    "Starts what is missing."
+    while len(supervisor.workers) < supervisor.n_workers and time.monotonic() >= supervisor.next_start:
+        try:
+            supervisor.workers.append(supervisor.start())
+        except OSError as error: # There is no room for a process, or a file, at this moment
+            supervisor.n_failed, supervisor.next_start = supervisor.n_failed + 1, time.monotonic() + LONGEST_PAUSE
+            log.error("a worker can't be started", why=str(error), pause_seconds=LONGEST_PAUSE)
+
+# %% ../../nbs/serving/14_supervision.ipynb #2086e8ad
 class Supervisor:
     "Starts, watches and stops workers."
     def __init__(
@@ -189,11 +201,6 @@ class Supervisor:
         self.replaced, self.publish, self.workers = replaced, publish, []
         self.n_failed, self.next_start, self.has_served = 0, 0.0, False
 
-    def fill_up(self)->None:
-        "Starts what is missing."
-        while len(self.workers) < self.n_workers and time.monotonic() >= self.next_start:
-            self.workers.append(self.start())
-
     def look(self)->None:
         "One round: the dead and the hung go, others come in their place."
         for worker in list(self.workers):
@@ -203,7 +210,7 @@ class Supervisor:
             else:
                 pass_on_reload(worker)
         self.has_served = self.has_served or any(worker.has_served for worker in self.workers)
-        self.fill_up()
+        fill_up(self)
 
     def remove(self, worker:Worker, trouble:str)->None:
         "A worker goes, and the next one comes at once or after a pause."
@@ -214,7 +221,8 @@ class Supervisor:
         log.error(f"worker {trouble}", pid=worker.process.pid, exit_code=worker.process.exitcode, pause_seconds=pause)
         self.replaced.labels(trouble).inc()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            prometheus_client.multiprocess.mark_process_dead(worker.process.pid)
+            with suppress(OSError):
+                prometheus_client.multiprocess.mark_process_dead(worker.process.pid)
         self.publish()
 
 # %% ../../nbs/serving/14_supervision.ipynb #0797d007

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SECONDS', 'PROBABILITIES', 'STAGES', 'SUPERVISOR_VARIABLE', 'PAGE_END', 'log', 'LOGGERS', 'FAULT_SECONDS',
            'Instruments', 'RequestMetrics', 'AnswerMetrics', 'supervisor_exposition', 'SupervisorMetrics',
-           'GrowingReading', 'WorkerMetrics', 'DriftMetrics', 'merged', 'WorkerFiles', 'Metrics', 'json_line',
-           'as_text', 'harmless', 'harmless_value', 'harmless_fields', 'harmless_traceback', 'event_processors',
-           'redirect_logging', 'warning_logged', 'redirect_tracebacks', 'start_logs', 'keep_going']
+           'GrowingReading', 'WorkerMetrics', 'DriftMetrics', 'merged', 'WorkerFiles', 'Metrics', 'escaped',
+           'json_line', 'as_text', 'harmless', 'harmless_value', 'harmless_fields', 'harmless_traceback',
+           'event_processors', 'redirect_logging', 'LossyStream', 'warning_logged', 'redirect_tracebacks', 'start_logs',
+           'keep_going']
 
 # %% ../../nbs/serving/01_telemetry.ipynb #d3d724c4
 import asyncio
@@ -270,6 +271,15 @@ class Metrics:
 # %% ../../nbs/serving/01_telemetry.ipynb #03cbd159
 log = structlog.get_logger("card_classifier.serving")
 
+def escaped(
+    line:str, # JSON, in which whatever is not printed stands within texts
+)->str:       # Means the same
+    "The line with JSON's escapes for what a terminal obeys or what ends a line somewhere, such as U+2028."
+    def escape(letter:str)->str:
+        code = letter.encode("utf-16-be").hex()
+        return "".join(f"\\u{code[start:start + 4]}" for start in range(0, len(code), 4))
+    return "".join(one if one.isprintable() else escape(one) for one in line)
+
 def json_line(
     logger:Any,           # As structlog calls its processors
     method:str,
@@ -277,9 +287,10 @@ def json_line(
 )->bytes:
     "An event as JSON; what JSON can't hold is written as text."
     try:
-        return orjson.dumps(event, default=str)
+        line = orjson.dumps(event, default=str)
     except TypeError: # A client's letters
-        return orjson.dumps(well_formed(event), default=str)
+        line = orjson.dumps(well_formed(event), default=str)
+    return line if line.decode().isprintable() else escaped(line.decode()).encode()
 
 def as_text(
     logger:Any,
@@ -356,6 +367,21 @@ def redirect_logging(
         logger.setLevel(level)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
+# %% ../../nbs/serving/01_telemetry.ipynb #5f2a95a1
+class LossyStream:
+    "A stream into which writing never fails: a full disk or a closed pipe costs lines of the log, and nothing else."
+    def __init__(self, stream:Any):
+        self.stream = stream
+
+    def write(self, line:Any)->int:
+        with suppress(OSError, ValueError):
+            self.stream.write(line)
+        return len(line)
+
+    def flush(self)->None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
 # %% ../../nbs/serving/01_telemetry.ipynb #e437f8e6
 def warning_logged(
     message:Warning|str, # As `warnings.showwarning` is called
@@ -389,7 +415,9 @@ def start_logs(
     structlog.configure(
         processors=event_processors(is_json),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer) if is_json else structlog.PrintLoggerFactory(),
+        logger_factory=(
+            structlog.BytesLoggerFactory(LossyStream(sys.stdout.buffer)) if is_json
+            else structlog.PrintLoggerFactory(LossyStream(sys.stdout))),
         cache_logger_on_first_use=True)
 
 # %% ../../nbs/serving/01_telemetry.ipynb #b09c4f2c

@@ -74,14 +74,14 @@
 
   // A row for each card; a photo without one has a row, too.
   demo.table = entries => {
-    const rows = [['photo', 'file', 'card', 'probability', 'is_clear', 'x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4', 'problem']];
+    const rows = [['photo', 'file', 'card', 'probability', 'is_clear', 'x1', 'y1', 'x2', 'y2', 'x3', 'y3', 'x4', 'y4', 'seen', 'problem']];
     entries.forEach(({photo, answer}, place) => {
       const start = [place + 1, photo.name];
       for (const card of answer.cards) {
         const corners = card.corners ? card.corners.flat() : Array(8).fill('');
-        rows.push([...start, card.card, card.probability, card.is_clear, ...corners, '']);
+        rows.push([...start, card.card, card.probability, card.is_clear, ...corners, card.seen, '']);
       }
-      if (!answer.cards.length) rows.push([...start, ...Array(11).fill(''), answer.title]);
+      if (!answer.cards.length) rows.push([...start, ...Array(12).fill(''), answer.title]);
     });
     return new Blob([`\ufeff${rows.map(line).join('\r\n')}\r\n`], {type: 'text/csv'});
   };

@@ -1,38 +1,59 @@
-# Who may do what: four accounts, none of which has a key, each with what it needs and no more.
+# Who may do what: five accounts, none of which has a key, each with what it needs and no more.
 
-resource "google_service_account" "training" {
-  account_id   = "card-classifier-training"
-  display_name = "Training machines: read data and images, write runs, start their successor, delete themselves"
+locals {
+  accounts = {
+    training    = "Training machines: read data and images, write runs, start their successor, delete themselves"
+    serving     = "The service and its jobs: reach the database, write metrics"
+    deploying   = "The workflow that deploys: push images, make revisions, distribute traffic"
+    scheduler   = "The schedule: start two jobs"
+    kill-switch = "Takes the billing account away from the project"
+  }
+  rights = { # Of an account in the whole project
+    serving-database  = { account = "serving", role = "roles/cloudsql.client" }
+    serving-metrics   = { account = "serving", role = "roles/monitoring.metricWriter" }
+    deploying-service = { account = "deploying", role = "roles/run.developer" }
+    deploying-figures = { account = "deploying", role = "roles/monitoring.viewer" }
+    deploying-public  = { account = "deploying", role = google_project_iam_custom_role.public.name }
+    scheduler-jobs    = { account = "scheduler", role = "roles/run.invoker" }
+    kill-switch       = { account = "kill-switch", role = "roles/billing.projectManager" }
+  }
+  team_roles = [ # Start and stop machines, the same as custom jobs of Vertex AI, and read what those say
+    "roles/compute.instanceAdmin.v1", "roles/aiplatform.user", "roles/logging.viewer",
+  ]
 }
 
-resource "google_service_account" "serving" {
-  account_id   = "card-classifier-serving"
-  display_name = "The service and its jobs: reach the database, write metrics"
+resource "google_service_account" "all" {
+  for_each     = local.accounts
+  account_id   = "card-classifier-${each.key}"
+  display_name = each.value
 }
 
-resource "google_service_account" "deploying" {
-  account_id   = "card-classifier-deploying"
-  display_name = "The workflow that deploys: push images, make revisions, distribute traffic"
+resource "google_project_iam_member" "rights" {
+  for_each = local.rights
+  project  = var.project
+  role     = each.value.role
+  member   = google_service_account.all[each.value.account].member
 }
 
-resource "google_service_account" "scheduler" {
-  account_id   = "card-classifier-scheduler"
-  display_name = "The schedule: start two jobs"
+resource "google_project_iam_custom_role" "public" { # Only for invokerIamDisabled in service.yaml
+  role_id     = "cardClassifierPublic"
+  title       = "Lets everybody ask a service of Cloud Run"
+  permissions = ["run.services.setIamPolicy"]
 }
 
 # --- Training
 
 resource "google_storage_bucket_iam_member" "training" {
-  bucket = google_storage_bucket.runs.name
+  bucket = google_storage_bucket.all["runs"].name
   role   = "roles/storage.objectUser"
-  member = google_service_account.training.member
+  member = google_service_account.all["training"].member
 }
 
 resource "google_artifact_registry_repository_iam_member" "training" {
   repository = google_artifact_registry_repository.images.name
   location   = var.region
   role       = "roles/artifactregistry.reader"
-  member     = google_service_account.training.member
+  member     = google_service_account.all["training"].member
 }
 
 resource "google_project_iam_custom_role" "machine" {
@@ -49,7 +70,7 @@ resource "google_project_iam_custom_role" "machine" {
 resource "google_project_iam_member" "machine" {
   project = var.project
   role    = google_project_iam_custom_role.machine.name
-  member  = google_service_account.training.member
+  member  = google_service_account.all["training"].member
   condition { # Other machines of the project are none of its business
     title      = "only its own kind"
     expression = "resource.type != 'compute.googleapis.com/Instance' || resource.name.extract('instances/{name}').startsWith('card-classifier-')"
@@ -57,38 +78,31 @@ resource "google_project_iam_member" "machine" {
 }
 
 resource "google_service_account_iam_member" "successor" { # The successor runs as the same account
-  service_account_id = google_service_account.training.name
+  service_account_id = google_service_account.all["training"].name
   role               = "roles/iam.serviceAccountUser"
-  member             = google_service_account.training.member
+  member             = google_service_account.all["training"].member
 }
 
 resource "google_service_account_iam_member" "team" { # Who starts a training may let a machine be this account
   for_each           = toset(var.team)
-  service_account_id = google_service_account.training.name
+  service_account_id = google_service_account.all["training"].name
   role               = "roles/iam.serviceAccountUser"
   member             = each.value
 }
 
 resource "google_project_iam_member" "team" {
-  for_each = toset(var.team)
+  for_each = { for one in setproduct(var.team, local.team_roles) : "${one[0]} ${one[1]}" => one }
   project  = var.project
-  role     = "roles/compute.instanceAdmin.v1"
-  member   = each.value
+  role     = each.value[1]
+  member   = each.value[0]
 }
 
 # --- The service
 
-resource "google_project_iam_member" "serving" {
-  for_each = toset(["roles/cloudsql.client", "roles/monitoring.metricWriter"])
-  project  = var.project
-  role     = each.value
-  member   = google_service_account.serving.member
-}
-
 resource "google_storage_bucket_iam_member" "drift" {
-  bucket = google_storage_bucket.drift.name
+  bucket = google_storage_bucket.all["drift"].name
   role   = "roles/storage.objectUser"
-  member = google_service_account.serving.member
+  member = google_service_account.all["serving"].member
 }
 
 # --- Deploying: GitHub's identity instead of a key
@@ -113,7 +127,7 @@ resource "google_iam_workload_identity_pool_provider" "github" {
 }
 
 resource "google_service_account_iam_member" "github" {
-  service_account_id = google_service_account.deploying.name
+  service_account_id = google_service_account.all["deploying"].name
   role               = "roles/iam.workloadIdentityUser"
   member             = "principalSet://iam.googleapis.com/${google_iam_workload_identity_pool.github.name}/attribute.repository/${var.repository}"
 }
@@ -122,18 +136,11 @@ resource "google_artifact_registry_repository_iam_member" "deploying" {
   repository = google_artifact_registry_repository.images.name
   location   = var.region
   role       = "roles/artifactregistry.writer"
-  member     = google_service_account.deploying.member
-}
-
-resource "google_project_iam_member" "deploying" {
-  for_each = toset(["roles/run.developer", "roles/monitoring.viewer"])
-  project  = var.project
-  role     = each.value
-  member   = google_service_account.deploying.member
+  member     = google_service_account.all["deploying"].member
 }
 
 resource "google_service_account_iam_member" "deploying" { # A revision runs as the service's account
-  service_account_id = google_service_account.serving.name
+  service_account_id = google_service_account.all["serving"].name
   role               = "roles/iam.serviceAccountUser"
-  member             = google_service_account.deploying.member
+  member             = google_service_account.all["deploying"].member
 }

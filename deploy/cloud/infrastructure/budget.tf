@@ -39,19 +39,8 @@ data "archive_file" "kill_switch" {
 
 resource "google_storage_bucket_object" "kill_switch" {
   name   = "kill_switch/${data.archive_file.kill_switch.output_md5}.zip"
-  bucket = google_storage_bucket.drift.name
+  bucket = google_storage_bucket.all["drift"].name
   source = data.archive_file.kill_switch.output_path
-}
-
-resource "google_service_account" "kill_switch" {
-  account_id   = "card-classifier-kill-switch"
-  display_name = "Takes the billing account away from the project"
-}
-
-resource "google_project_iam_member" "kill_switch" {
-  project = var.project
-  role    = "roles/billing.projectManager"
-  member  = google_service_account.kill_switch.member
 }
 
 resource "google_cloudfunctions2_function" "kill_switch" {
@@ -62,7 +51,7 @@ resource "google_cloudfunctions2_function" "kill_switch" {
     entry_point = "hear_budget"
     source {
       storage_source {
-        bucket = google_storage_bucket.drift.name
+        bucket = google_storage_bucket.all["drift"].name
         object = google_storage_bucket_object.kill_switch.name
       }
     }
@@ -70,7 +59,7 @@ resource "google_cloudfunctions2_function" "kill_switch" {
   service_config {
     available_memory      = "256M"
     max_instance_count    = 1
-    service_account_email = google_service_account.kill_switch.email
+    service_account_email = google_service_account.all["kill-switch"].email
     ingress_settings      = "ALLOW_INTERNAL_ONLY"
     environment_variables = {
       PROJECT = var.project
@@ -83,7 +72,7 @@ resource "google_cloud_run_service_iam_member" "kill_switch" {
   service  = google_cloudfunctions2_function.kill_switch.name
   location = var.region
   role     = "roles/run.invoker"
-  member   = google_service_account.kill_switch.member
+  member   = google_service_account.all["kill-switch"].member
 }
 
 resource "google_pubsub_subscription" "budget" {
@@ -93,7 +82,7 @@ resource "google_pubsub_subscription" "budget" {
   push_config {
     push_endpoint = google_cloudfunctions2_function.kill_switch.url
     oidc_token {
-      service_account_email = google_service_account.kill_switch.email
+      service_account_email = google_service_account.all["kill-switch"].email
     }
   }
 }

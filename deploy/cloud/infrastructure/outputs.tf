@@ -5,7 +5,7 @@ output "workload_identity_provider" {
 
 output "deploying_account" {
   description = "For the variable DEPLOY_SERVICE_ACCOUNT of the repository on GitHub"
-  value       = google_service_account.deploying.email
+  value       = google_service_account.all["deploying"].email
 }
 
 output "images" {
@@ -15,5 +15,5 @@ output "images" {
 
 output "data_remote" {
   description = "For card-classifier data remote"
-  value       = "gs://${google_storage_bucket.runs.name}/dvc"
+  value       = "gs://${google_storage_bucket.all["runs"].name}/dvc"
 }

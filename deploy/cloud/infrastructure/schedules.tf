@@ -1,4 +1,4 @@
-# Which job starts when. Exit code 1 of the drift job is an alarm: deploy/ has its alert.
+# Which job starts when. A job that fails is told by a policy of deploy/cloud/monitoring; the drift job fails on drift.
 
 locals {
   schedules = {
@@ -21,7 +21,7 @@ resource "google_cloud_scheduler_job" "jobs" {
     http_method = "POST"
     uri         = "https://run.googleapis.com/v2/projects/${var.project}/locations/${var.region}/jobs/card-classifier-${each.key}:run"
     oauth_token {
-      service_account_email = google_service_account.scheduler.email
+      service_account_email = google_service_account.all["scheduler"].email
     }
   }
   depends_on = [google_project_service.apis]

@@ -1,9 +1,17 @@
 # What stands around the service: secrets, the database, and the schedule of its jobs. The service itself is deployed by
 # card-classifier cloud deploy, from deploy/cloud/service.yaml.
 
+locals {
+  secrets = { # And whose account reads it; the values of two are given by a person
+    database  = "serving"
+    collector = "serving"
+    wandb     = "training"
+  }
+}
+
 resource "google_secret_manager_secret" "all" {
-  for_each  = toset(["card-classifier-database", "card-classifier-collector"])
-  secret_id = each.value
+  for_each  = local.secrets
+  secret_id = "card-classifier-${each.key}"
   replication {
     auto {}
   }
@@ -11,15 +19,15 @@ resource "google_secret_manager_secret" "all" {
 }
 
 resource "google_secret_manager_secret_version" "collector" {
-  secret      = google_secret_manager_secret.all["card-classifier-collector"].id
+  secret      = google_secret_manager_secret.all["collector"].id
   secret_data = file("${path.module}/../collector.yaml")
 }
 
-resource "google_secret_manager_secret_iam_member" "serving" {
-  for_each  = google_secret_manager_secret.all
-  secret_id = each.value.id
+resource "google_secret_manager_secret_iam_member" "readers" {
+  for_each  = local.secrets
+  secret_id = google_secret_manager_secret.all[each.key].id
   role      = "roles/secretmanager.secretAccessor"
-  member    = google_service_account.serving.member
+  member    = google_service_account.all[each.value].member
 }
 
 resource "google_sql_database_instance" "records" {
@@ -49,10 +57,4 @@ resource "google_sql_database" "cards" {
   count    = var.has_database ? 1 : 0
   name     = "cards"
   instance = google_sql_database_instance.records[0].name
-}
-
-resource "google_project_iam_member" "scheduler" {
-  project = var.project
-  role    = "roles/run.invoker"
-  member  = google_service_account.scheduler.member
 }

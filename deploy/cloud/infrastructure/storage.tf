@@ -1,44 +1,37 @@
 # One bucket for runs and versions of the data, one for pages of drift, one repository for images.
 
-resource "google_storage_bucket" "runs" {
-  name                        = local.bucket
+locals {
+  buckets = { # And what is of no use after ninety days: checkpoints of runs that are over, and pages
+    runs  = { name = local.bucket, prefixes = ["runs/"], suffixes = [".safetensors"] }
+    drift = { name = "${local.bucket}-drift", prefixes = [], suffixes = [".html"] }
+  }
+}
+
+resource "google_storage_bucket" "all" {
+  for_each                    = local.buckets
+  name                        = each.value.name
   location                    = var.region
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
   soft_delete_policy {
     retention_duration_seconds = 604800
   }
-  lifecycle_rule { # Checkpoints are of no use once a run is over
-    action {
-      type = "Delete"
-    }
-    condition {
-      age            = 90
-      matches_prefix = ["runs/"]
-      matches_suffix = [".safetensors"]
-    }
-  }
-  depends_on = [google_project_service.apis]
-}
-
-resource "google_storage_bucket" "drift" {
-  name                        = "${local.bucket}-drift"
-  location                    = var.region
-  uniform_bucket_level_access = true
-  public_access_prevention    = "enforced"
   lifecycle_rule {
     action {
       type = "Delete"
     }
     condition {
-      age = 90
+      age            = 90
+      matches_prefix = each.value.prefixes
+      matches_suffix = each.value.suffixes
     }
   }
+  depends_on = [google_project_service.apis]
 }
 
 resource "google_storage_bucket_iam_member" "team" {
   for_each = toset(var.team)
-  bucket   = google_storage_bucket.runs.name
+  bucket   = google_storage_bucket.all["runs"].name
   role     = "roles/storage.objectUser"
   member   = each.value
 }

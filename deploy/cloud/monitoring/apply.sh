@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Sets up monitoring of the service on Cloud Run, once: channels, uptime check, dashboard, alert policies.
 #   PROJECT=… HOST=card-classifier-….run.app ON_CALL_ADDRESS=… TICKET_ADDRESS=… deploy/cloud/monitoring/apply.sh
+# The uptime check asks every minute, which keeps an instance of the service awake, and paid for, all month: see what
+# card-classifier cloud check reckons. Without it the service sleeps when nobody asks, and CardClassifierUnwatched pages then.
 # DRY_RUN=1 prints each request instead of sending it. Channels and policies that are there already are not looked for.
 set -euo pipefail
 cd "$(dirname "$0")"

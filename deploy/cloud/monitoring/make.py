@@ -125,6 +125,29 @@ def uptime_policy() -> dict:
     return found
 
 
+JOBS = {"CardClassifierDrift": "drift", "CardClassifierRetention": "retention"}  # Alerts that a failed job is, too
+
+
+def job_policy(name: str, job: str) -> dict:
+    "A job of Cloud Run failed: a policy of its own beside the alert of that cause, since one with PromQL stands alone."
+    found = policy(next(rule for rule in RULES if rule.get("alert") == name))
+    found["displayName"] = f"{name}Job (ticket)"
+    found["conditions"] = [{
+        "displayName": f"{name}Job",
+        "conditionThreshold": {
+            "filter": 'metric.type = "run.googleapis.com/job/completed_execution_count" AND '
+            'resource.type = "cloud_run_job" AND metric.labels.result = "failed" AND '
+            f'resource.labels.job_name = "card-classifier-{job}"',
+            "aggregations": [{"alignmentPeriod": "300s", "perSeriesAligner": "ALIGN_DELTA"}],
+            "comparison": "COMPARISON_GT", "thresholdValue": 0, "duration": "0s", "trigger": {"count": 1},
+        },
+    }]  # fmt: skip
+    what = "found drift, or could not look for it" if job == "drift" else "could not remove what is past its days"
+    content = f"The job card-classifier-{job} {what}: gcloud run jobs executions list --job card-classifier-{job}"
+    found["documentation"] |= {"subject": f"{name}: the job failed", "content": content}
+    return found
+
+
 def seconds(duration: str) -> str:
     "A duration of Prometheus as Google Cloud writes it."
     return f"{int(duration[:-1]) * {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}[duration[-1]]}s"
@@ -183,7 +206,8 @@ def files() -> dict[str, dict]:
             name = re.sub(r"(?<!^)(?=[A-Z])", "-", rule["alert"].removeprefix("CardClassifier")).lower()
             is_away = rule["alert"] == "CardClassifierAway"
             made[f"policies/{name}-{rule['labels']['severity']}.json"] = uptime_policy() if is_away else policy(rule)
-    return made | {"dashboard.json": dashboard()}
+    jobs = {f"policies/{job}-job-ticket.json": job_policy(name, job) for name, job in JOBS.items()}
+    return made | jobs | {"dashboard.json": dashboard()}
 
 
 if __name__ == "__main__":
