@@ -131,7 +131,7 @@ def main() -> int:
         use(install(end, extras, lock, place / end), extras)
     except subprocess.CalledProcessError as error:
         print(f"error: with these versions {Path(str(error.cmd[0])).name} {error.cmd[1]} ended with {error.returncode}",
-              file=sys.stderr)
+              error.stderr or "", file=sys.stderr)
         return 1
     print(f"{end}: all well; the versions lie in {lock.relative_to(ROOT)}")
     return 0

@@ -24,8 +24,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 
 def workers_of(process):
     "The worker processes of a service."
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    workers = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.Error):  # It ends at this moment
+            workers += [child] * ("spawn_main" in " ".join(child.cmdline()))
+    return workers
 
 
 def folders():

@@ -9,6 +9,7 @@ __all__ = ['ENGINES', 'Network', 'OPENING', 'CACHE_VARIABLE', 'MOST_KEPT', 'ELEM
 
 # %% ../../nbs/recognition/00_engine.ipynb #1ab946c2
 import contextlib
+import io
 import os
 import sys
 import threading
@@ -110,7 +111,8 @@ def keep_compiled(
 )->None:
     "Keeps a compiled network where that is possible, and removes those that were not used for long."
     with contextlib.suppress(OSError, RuntimeError):
-        content = compiled.export_model().getvalue()
+        compiled.export_model(stream := io.BytesIO()) # What it returns differs between versions
+        content = stream.getvalue()
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_file(file, [sha256(content).digest(), content], is_durable=False)
         kept = sorted(file.parent.iterdir(), key=lambda one: -one.stat().st_mtime)

@@ -53,7 +53,7 @@ def look_in_lane(
 )->Examined|ImageError:
     "What is seen in a picture, which waits like those of requests. Raises `Problem`."
     predictor = service.model.predictor
-    photos = [looked_at(content, predictor.max_pixels)]
+    photos = [looked_at(SentFile("picture", content), predictor.max_pixels)]
     with service.lanes.entered(photos, patience):
         return next(examine(predictor, photos, 1, patience=patience, is_one_deck=is_one_deck))
 
