@@ -85,7 +85,7 @@ def test_who_does_not_read_an_answer_is_cut_off(service):
         open_ones = psutil.Process(process.pid).net_connections("tcp")
         return [one for one in open_ones if one.raddr and one.raddr.port in ports and one.status == "ESTABLISHED"]
 
-    assert left()
+    wait_for(left)
     wait_for(lambda: not left(), 30)
     assert not [event for event in events(folder) if event.get("level") == "error"]
     for client in clients:
