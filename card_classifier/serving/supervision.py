@@ -6,7 +6,7 @@
 __all__ = ['STOP', 'STARTING', 'STOPPING', 'TICK_SECONDS', 'PATIENCE', 'HUNG_SECONDS', 'SPAWN', 'ENDING', 'HEARD',
            'HURRY_SECONDS', 'LONGEST_PAUSE', 'MOST_FAILURES', 'PREFIX', 'LOCK_FILE', 'MAKING_SECONDS', 'StopClock',
            'BeatingServer', 'run_worker', 'deaf_to_the_terminal', 'Worker', 'send', 'ask_to_stop', 'pass_on_reload',
-           'bury', 'heard_signals', 'fill_up', 'Supervisor', 'supervise', 'is_hurried', 'stop', 'lock_if_free',
+           'bury', 'heard_signals', 'Supervisor', 'fill_up', 'supervise', 'is_hurried', 'stop', 'lock_if_free',
            'owned_folder', 'is_abandoned', 'remove_abandoned']
 
 # %% ../../nbs/serving/14_supervision.ipynb #68adc49b
@@ -172,21 +172,9 @@ def heard_signals()->Iterator[deque]: # Of pairs: when, and which
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/serving/14_supervision.ipynb #5f2a98c1
+# %% ../../nbs/serving/14_supervision.ipynb #2086e8ad
 LONGEST_PAUSE = 4.0 # Seconds before a worker is started again that died before it served, or could not be started
 
-def fill_up(
-    supervisor:"Supervisor",
-)->None:
-    "Starts what is missing."
-    while len(supervisor.workers) < supervisor.n_workers and time.monotonic() >= supervisor.next_start:
-        try:
-            supervisor.workers.append(supervisor.start())
-        except OSError as error: # There is no room for a process, or a file, at this moment
-            supervisor.n_failed, supervisor.next_start = supervisor.n_failed + 1, time.monotonic() + LONGEST_PAUSE
-            log.error("a worker can't be started", why=str(error), pause_seconds=LONGEST_PAUSE)
-
-# %% ../../nbs/serving/14_supervision.ipynb #2086e8ad
 class Supervisor:
     "Starts, watches and stops workers."
     def __init__(
@@ -224,6 +212,18 @@ class Supervisor:
             with suppress(OSError):
                 prometheus_client.multiprocess.mark_process_dead(worker.process.pid)
         self.publish()
+
+# %% ../../nbs/serving/14_supervision.ipynb #5f2a98c1
+def fill_up(
+    supervisor:Supervisor,
+)->None:
+    "Starts what is missing."
+    while len(supervisor.workers) < supervisor.n_workers and time.monotonic() >= supervisor.next_start:
+        try:
+            supervisor.workers.append(supervisor.start())
+        except OSError as error: # There is no room for a process, or a file, at this moment
+            supervisor.n_failed, supervisor.next_start = supervisor.n_failed + 1, time.monotonic() + LONGEST_PAUSE
+            log.error("a worker can't be started", why=str(error), pause_seconds=LONGEST_PAUSE)
 
 # %% ../../nbs/serving/14_supervision.ipynb #0797d007
 MOST_FAILURES = 3 # Workers that die one after the other before any has served
