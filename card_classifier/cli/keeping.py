@@ -166,7 +166,7 @@ def card_pictures(
     from card_classifier.images import straighten
     from card_classifier.recognition.annotation import order_of_cards
     cards = answer["cards"]
-    for number in order_of_cards(cards, photo.shape[1]/photo.shape[0]):
+    for number in order_of_cards(cards): # The table's numbers
         card = cards[number]
         name = "unclear" if card["is_rejected"] else card["card"].replace(" ", "-")
         if card["corners"] is None:
